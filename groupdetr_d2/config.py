@@ -1,0 +1,90 @@
+"""The configuration keys that this plugin adds to Detectron2's."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_groupdetr_config(cfg: CN) -> None:
+    """Adds every key of the plugin, and sets Detectron2's own to what DETR models expect."""
+    _add_model_keys(cfg)
+    _add_solver_keys(cfg)
+    _add_data_keys(cfg)
+
+
+def _add_model_keys(cfg: CN) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "GroupDETR"
+    # "auto" takes CUDA if there is any, else the CPU
+    cfg.MODEL.DEVICE = "auto"
+    # torchvision's ImageNet models: RGB, in this order
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.280, 103.530]
+    cfg.MODEL.PIXEL_STD = [58.395, 57.120, 57.375]
+
+    cfg.MODEL.DETR = CN()
+    # a name of the registry of variants, see groupdetr_d2/variants/
+    cfg.MODEL.DETR.VARIANT = "conditional_detr"
+    # K, the groups of object queries in training; 1 is the model without Group DETR
+    cfg.MODEL.DETR.NUM_GROUPS = 1
+    # N, the object queries of one group
+    cfg.MODEL.DETR.NUM_OBJECT_QUERIES = 300
+    # must be that of the data; set from the json when training on one's own (--train-json)
+    cfg.MODEL.DETR.NUM_CLASSES = 80
+    # outputs of the backbone to use, fine to coarse
+    cfg.MODEL.DETR.IN_FEATURES = ["res5"]
+    cfg.MODEL.DETR.HIDDEN_DIM = 256
+    cfg.MODEL.DETR.NHEADS = 8
+    cfg.MODEL.DETR.DIM_FEEDFORWARD = 2048
+    cfg.MODEL.DETR.DROPOUT = 0.1
+    cfg.MODEL.DETR.ENC_LAYERS = 6
+    cfg.MODEL.DETR.DEC_LAYERS = 6
+    # of the feature maps' position embedding; a checkpoint works with its own alone
+    cfg.MODEL.DETR.POSITION_TEMPERATURE = 10000
+    # weights in the loss
+    cfg.MODEL.DETR.CLASS_WEIGHT = 2.0
+    cfg.MODEL.DETR.L1_WEIGHT = 5.0
+    cfg.MODEL.DETR.GIOU_WEIGHT = 2.0
+    # weights in the matching
+    cfg.MODEL.DETR.CLASS_COST = 2.0
+    cfg.MODEL.DETR.L1_COST = 5.0
+    cfg.MODEL.DETR.GIOU_COST = 2.0
+
+    cfg.MODEL.SMALL_RESNET = CN()
+    # build_small_resnet_backbone: channels of the stem, res2, res3, ...
+    cfg.MODEL.SMALL_RESNET.CHANNELS = [32, 32, 64, 128, 256]
+
+
+def _add_solver_keys(cfg: CN) -> None:
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # learning rate of the backbone, relative to the rest
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    cfg.SOLVER.BASE_LR = 1e-4
+    cfg.SOLVER.WEIGHT_DECAY = 1e-4
+    cfg.SOLVER.WARMUP_ITERS = 0
+    # "full_model" clips the norm of all gradients together
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.1
+    # "float16" or "bfloat16"; boxes, costs and losses stay float32
+    cfg.SOLVER.AMP.DTYPE = "float16"
+
+
+def _add_data_keys(cfg: CN) -> None:
+    cfg.INPUT.FORMAT = "RGB"
+    # DETR's augmentation: with probability 0.5 (if CROP.ENABLED) resize to one of CROP.MIN_SIZE
+    # and crop, then in any case resize to one of MIN_SIZE_TRAIN
+    cfg.INPUT.CROP.MIN_SIZE = [400, 500, 600]
+    # the official recipes train on the images without objects too
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+
+    # a data set of one's own in COCO's format; also --train-json and so on of train_net.py
+    cfg.DATASETS.CUSTOM = CN()
+    cfg.DATASETS.CUSTOM.TRAIN_JSON = ""
+    cfg.DATASETS.CUSTOM.TRAIN_IMAGES = ""
+    cfg.DATASETS.CUSTOM.VAL_JSON = ""
+    cfg.DATASETS.CUSTOM.VAL_IMAGES = ""
+    # boxes without area or wholly outside their image: "error" names them, "drop" leaves them out
+    cfg.DATASETS.CUSTOM.BAD_BOXES = "error"
+    # the generated set of groupdetr_d2/data/shapes.py
+    cfg.DATASETS.SHAPES = CN()
+    cfg.DATASETS.SHAPES.NUM_TRAIN = 4000
+    cfg.DATASETS.SHAPES.NUM_VAL = 400
+    cfg.DATASETS.SHAPES.IMAGE_SIZE = 128
+    cfg.DATASETS.SHAPES.MAX_OBJECTS = 12

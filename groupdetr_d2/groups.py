@@ -1,0 +1,99 @@
+"""K groups of object queries: everything Group DETR (arXiv 2207.13085) adds to a DETR.
+
+The groups lie side by side on the query axis, ``[group 0 | group 1 | ... | group K-1]``; each is
+the N queries of an ordinary DETR, after P denoising queries of its own if the model has any. Only
+self-attention, matching and the loss normaliser can tell groups apart; every other operation of a
+DETR treats queries independently. Inference uses group 0 alone, the primary group.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class QueryGroups:
+    """How many queries there are and which of them belong together.
+
+    Raises:
+        ValueError: fewer than one query or group, or a negative number of denoising queries.
+    """
+
+    num_queries: int  # N
+    num_groups: int = 1  # K
+    num_denoising: int = 0  # P
+
+    def __post_init__(self):
+        if self.num_queries < 1 or self.num_groups < 1 or self.num_denoising < 0:
+            raise ValueError(
+                f"{self} is impossible: MODEL.DETR.NUM_OBJECT_QUERIES and MODEL.DETR.NUM_GROUPS "
+                "must be at least 1"
+            )
+
+    @property
+    def group_size(self) -> int:
+        """P + N, the queries that see one another."""
+        return self.num_denoising + self.num_queries
+
+    @property
+    def bank_size(self) -> int:
+        """K * N, the rows of a query bank."""
+        return self.num_groups * self.num_queries
+
+    def primary(self) -> "QueryGroups":
+        """The groups of inference: one, and no denoising."""
+        return replace(self, num_groups=1, num_denoising=0)
+
+    def rows_of(self, bank: Tensor) -> Tensor:
+        """The rows of a bank, of these or more groups, that belong to these groups (a view)."""
+        return bank[: self.bank_size]
+
+    def fold(self, x: Tensor) -> Tensor:
+        """(B, K*(P+N), ...) -> (B*K, P+N, ...), a view: a group becomes a batch element."""
+        return x.reshape(-1, self.group_size, *x.shape[2:])
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """(B*K, P+N, ...) -> (B, K*(P+N), ...), the inverse of :meth:`fold`."""
+        return x.reshape(-1, self.num_groups * self.group_size, *x.shape[2:])
+
+    def split_denoising(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(L, B, K*(P+N), ...) -> the denoising (L, B, K*P, ...), the matched (L, B, K*N, ...)."""
+        x = x.unflatten(2, (self.num_groups, self.group_size))
+        denoising, matched = x.split([self.num_denoising, self.num_queries], dim=3)
+        return denoising.flatten(2, 3), matched.flatten(2, 3)
+
+    def per_group(self, x: Tensor, dim: int) -> Tensor:
+        """Splits the K*N axis `dim` into (K, N), a view."""
+        return x.unflatten(dim, (self.num_groups, self.num_queries))
+
+    def offsets(self) -> list[int]:
+        """The index of each group's first query, K numbers."""
+        return [k * self.num_queries for k in range(self.num_groups)]
+
+    def normalizer(self, num_targets: float) -> float:
+        """The divisor that turns summed losses into a mean over groups (the paper's Eq. 7).
+
+        `num_targets` is the batch's number of targets, averaged over processes. The authors' code
+        applies the lower bound after the product with K, so that a batch without any target weighs
+        K times as much; here the mean over groups holds for every batch.
+        """
+        return self.num_groups * max(num_targets, 1.0)
+
+    def attention_mask(self, device: torch.device | None = None) -> Tensor:
+        """(Q, Q) bool, True where a query may not attend: the mask that folding is equal to."""
+        group = torch.arange(self.num_groups * self.group_size, device=device) // self.group_size
+        return group[:, None] != group[None, :]
+
+
+def resize_query_bank(bank: Tensor, old: QueryGroups, new: QueryGroups) -> Tensor:
+    """A (K*N, C) bank of `old` groups for a model of `new` ones: truncate or repeat, per group."""
+    bank = old.per_group(bank, 0)  # (K, N, C)
+    groups = torch.arange(new.num_groups) % old.num_groups
+    queries = torch.arange(new.num_queries) % old.num_queries
+    return bank[groups][:, queries].flatten(0, 1)
+
+
+def move_group_to_front(bank: Tensor, group: int, groups: QueryGroups) -> Tensor:
+    """The bank with `group` as the primary group, to evaluate it in place of group 0."""
+    return groups.per_group(bank, 0).roll(-group, dims=0).flatten(0, 1)

@@ -1,0 +1,1 @@
+"""Layers in plain torch: no configuration, no Detectron2."""

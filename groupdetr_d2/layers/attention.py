@@ -1,0 +1,134 @@
+"""Multi-head attention on projected inputs, and DETR's self- and cross-attention.
+
+A self-attention is called with what is already folded (groups.py), so it never hears of groups.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .dropout import draw_keep_mask, draw_seed, keep_scale
+
+CHUNK = 2**21  # attention weights held at a time by attention with dropout on a CPU
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    barred: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Multi-head attention without an attention map in memory.
+
+    Args:
+        q, k: (B, queries, Cq) and (B, keys, Cq), projected.
+        v: (B, keys, Cv), projected; Cv may differ from Cq.
+        barred: bool, True where a query may not look, broadcastable to (B, heads, queries, keys).
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        (B, queries, Cv)
+    """
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+    allowed = None if barred is None else ~barred
+    if q.is_cuda:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+    elif dropout:
+        out = _DropoutAttention.apply(q, k, v, barred, dropout)
+    else:
+        out = _cpu_attention(q, k, v, allowed)
+    return out.transpose(1, 2).flatten(2)  # (B, queries, Cv)
+
+
+def _cpu_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    """The CPU's fused kernel wants one head size, or it falls back to attention maps."""
+    missing = q.shape[-1] - v.shape[-1]
+    out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, missing)), attn_mask=allowed)
+    return out[..., : v.shape[-1]]
+
+
+class _DropoutAttention(torch.autograd.Function):
+    """softmax(q k^T) with dropout, times v, a chunk of (image, head) pairs at a time.
+
+    PyTorch has no fused CPU kernel for attention with dropout. Backward computes a chunk's weights
+    and its mask again, from the seed, so that memory does not grow with queries x keys.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, barred, p):
+        ctx.save_for_backward(q, k, v, barred)
+        ctx.p, ctx.seed = p, draw_seed()
+        out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype)
+        for part, _, weights, keep in _weight_chunks(q, k, barred, p, ctx.seed):
+            dropped = weights.mul_(keep).mul_(keep_scale(p)).to(v.dtype)
+            out.flatten(0, 1)[part] = torch.bmm(dropped, v.flatten(0, 1)[part])
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, barred = ctx.saved_tensors
+        grads = [torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v)]
+        dq, dk, dv = (x.flatten(0, 1) for x in grads)
+        flat_v, grad = v.flatten(0, 1), grad.flatten(0, 1)
+        for part, (q_part, k_part), weights, keep in _weight_chunks(q, k, barred, ctx.p, ctx.seed):
+            scale = keep_scale(ctx.p)
+            dropped = (weights * keep).mul_(scale).to(grad.dtype)
+            dv[part] = torch.bmm(dropped.transpose(1, 2), grad[part])
+            d_weights = torch.bmm(grad[part], flat_v[part].transpose(1, 2)).to(weights.dtype)
+            d_weights.mul_(keep).mul_(scale)
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_scores = d_scores.mul_(q.shape[-1] ** -0.5).to(q.dtype)
+            dq[part] = torch.bmm(d_scores, k_part)
+            dk[part] = torch.bmm(d_scores.transpose(1, 2), q_part)
+        return *grads, None, None
+
+
+def _weight_chunks(q: Tensor, k: Tensor, barred: Tensor | None, p: float, seed: int):
+    """Yields slices of the (B*heads) axis, their q and k, softmax weights and dropout masks."""
+    generator = torch.Generator().manual_seed(seed)
+    heads = q.shape[1]
+    q, k = q.flatten(0, 1), k.flatten(0, 1)  # (B*heads, length, C / heads)
+    size = max(1, CHUNK // (q.shape[1] * k.shape[1]))
+    for start in range(0, len(q), size):
+        part = slice(start, start + size)
+        scores = torch.bmm(q[part], k[part].transpose(1, 2)).to(torch.promote_types(q.dtype, torch.float32))
+        scores.mul_(q.shape[-1] ** -0.5)
+        if barred is not None:
+            images = torch.arange(start, min(start + size, len(q))) // heads
+            scores.masked_fill_(_bar_of(barred, images), float("-inf"))
+        weights = torch.softmax(scores, -1)
+        yield part, (q[part], k[part]), weights, draw_keep_mask(weights.shape, p, generator)
+
+
+def _bar_of(barred: Tensor, images: Tensor) -> Tensor:
+    """The mask rows of a chunk: (queries, keys) as it stands, (B, 1, 1, keys) by image."""
+    return barred if barred.dim() == 2 else barred[:, 0][images]
+
+
+class MultiheadAttention(nn.Module):
+    """DETR's self-attention: position is added to queries and keys before their projection.
+
+    The three projections are one matrix, as in the official codes, whose Xavier bound it shares.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.in_proj = nn.Linear(d_model, 3 * d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+
+    def forward(self, content: Tensor, pos: Tensor, barred: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            content, pos: (B, length, C).
+            barred: bool, broadcastable to (B, heads, length, length).
+        """
+        d_model = content.shape[-1]
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        qk = F.linear(content + pos, weight[: 2 * d_model], bias[: 2 * d_model])
+        v = F.linear(content, weight[2 * d_model :], bias[2 * d_model :])
+        q, k = qk.chunk(2, dim=-1)
+        dropout = self.dropout if self.training else 0.0
+        return self.out_proj(attend(q, k, v, self.num_heads, barred, dropout))

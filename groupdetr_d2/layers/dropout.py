@@ -1,0 +1,102 @@
+"""Dropout that costs little memory and, on a CPU, little time.
+
+PyTorch's dropout keeps a mask per call and draws it element by element, which on a CPU takes
+longer than the matrix products around it. Here a mask is a function of a seed, so that backward
+draws it again instead of keeping it, and sixteen random bits decide an element.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEVELS = 2**16
+
+
+def keep_threshold(p: float) -> int:
+    """Elements whose 16 random bits, read as a signed number, are at least this are kept."""
+    if not 0 <= p < 1:
+        raise ValueError(f"MODEL.DETR.DROPOUT must be in [0, 1), not {p}")
+    return round(p * LEVELS) - LEVELS // 2
+
+
+def keep_scale(p: float) -> float:
+    """What kept values are multiplied by: exactly 1 / P(kept) for the rounded threshold."""
+    return LEVELS / (LEVELS // 2 - keep_threshold(p))
+
+
+def draw_seed() -> int:
+    """A seed from torch's default CPU generator, which fixes everything drawn from it."""
+    return int(torch.randint(2**62, (), dtype=torch.int64))
+
+
+def draw_keep_mask(shape: torch.Size, p: float, generator: torch.Generator) -> Tensor:
+    """A random bool mask on the CPU, True with probability 1 - p."""
+    numel = shape.numel()
+    bits = torch.empty((numel + 3) // 4, dtype=torch.int64)
+    bits.random_(-(2**63), None, generator=generator)
+    return bits.view(torch.int16)[:numel].view(shape) >= keep_threshold(p)
+
+
+def _drop(x: Tensor, p: float, seed: int) -> Tensor:
+    keep = draw_keep_mask(x.shape, p, torch.Generator().manual_seed(seed))
+    return (x * keep).mul_(keep_scale(p))
+
+
+class _SeededDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, p: float) -> Tensor:
+        ctx.p, ctx.seed = p, draw_seed()
+        return _drop(x, p, ctx.seed)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _drop(grad, ctx.p, ctx.seed), None
+
+
+class _ReluDropout(torch.autograd.Function):
+    """Where the result is zero the gradient is zero, for either reason: no mask is kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, p: float) -> Tensor:
+        ctx.mark_dirty(x)
+        ctx.scale = keep_scale(p) if p else 1.0
+        x.relu_()
+        if p and x.is_cuda:
+            F.dropout(x, p, inplace=True)
+            ctx.scale = 1 / (1 - p)
+        elif p:
+            keep = draw_keep_mask(x.shape, p, torch.Generator().manual_seed(draw_seed()))
+            x.mul_(keep).mul_(ctx.scale)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (result,) = ctx.saved_tensors
+        return (grad * (result > 0)).mul_(ctx.scale), None
+
+
+class Dropout(nn.Module):
+    """Dropout with probability `p` in training."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        keep_threshold(p)
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return F.dropout(x, self.p) if x.is_cuda else _SeededDropout.apply(x, self.p)
+
+
+class ReluDropout(nn.Module):
+    """ReLU, then dropout, in place: one activation is kept for backward, not three."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        keep_threshold(p)
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _ReluDropout.apply(x, self.p if self.training else 0.0)

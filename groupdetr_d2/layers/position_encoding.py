@@ -1,0 +1,63 @@
+"""Sine embeddings of coordinates and of feature-map positions, and the inverse sigmoid."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Coordinates stay float32 (or float64) whatever autocast does around them."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _sines(angles: Tensor) -> Tensor:
+    """(..., F) angles -> (..., F): sine at even, cosine at odd channels."""
+    return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
+
+
+def _frequencies(num_feats: int, temperature: float, device: torch.device) -> Tensor:
+    channel = torch.arange(num_feats, device=device, dtype=torch.float32)
+    exponent = 2 * torch.div(channel, 2, rounding_mode="floor") / num_feats
+    return temperature**exponent
+
+
+def sine_embedding(coords: Tensor, num_feats: int = 128, temperature: float = 10000) -> Tensor:
+    """Embeds normalised coordinates (DAB-DETR, Sec. 4.1; the order y, x, w, h is DETR's).
+
+    Args:
+        coords: (..., D) in [0, 1], ordered x, y[, w, h]; D is 2 or 4.
+        num_feats: channels per coordinate, an even number.
+        temperature: 10000 for queries in every DETR of this package.
+
+    Returns:
+        (..., D * num_feats) y before x.
+    """
+    order = [1, 0, 2, 3][: coords.shape[-1]]
+    angles = at_least_float32(coords)[..., order, None] * 2 * math.pi
+    return _sines(angles / _frequencies(num_feats, temperature, coords.device)).flatten(-2)
+
+
+def image_position_embedding(
+    padding_mask: Tensor, num_feats: int = 128, temperature: float = 10000
+) -> Tensor:
+    """DETR's position embedding of a feature map, measured on its unpadded part.
+
+    Args:
+        padding_mask: (B, H, W) bool, True on padding.
+
+    Returns:
+        (B, H, W, 2 * num_feats) float32, the y part before the x part.
+    """
+    valid = ~padding_mask
+    y, x = valid.cumsum(1, dtype=torch.float32), valid.cumsum(2, dtype=torch.float32)
+    y = y / (y[:, -1:, :] + 1e-6) * 2 * math.pi
+    x = x / (x[:, :, -1:] + 1e-6) * 2 * math.pi
+    frequencies = _frequencies(num_feats, temperature, padding_mask.device)
+    return torch.cat([_sines(y[..., None] / frequencies), _sines(x[..., None] / frequencies)], -1)
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """The logit of `x`, bounded: `eps` must be the one a checkpoint was trained with."""
+    x = at_least_float32(x).clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))

@@ -1,0 +1,56 @@
+"""The class and box heads."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.mlp import MLP
+from ..layers.position_encoding import at_least_float32, inverse_sigmoid
+from ..structures import Predictions
+
+PRIOR_PROBABILITY = 0.01  # of any class at any query, at the start (RetinaNet's initialisation)
+
+
+class BoxPredictor(nn.Module):
+    """Class logits, and boxes relative to each query's reference.
+
+    Args:
+        num_layers: decoder layers.
+        shared: whether all layers share one pair of heads.
+        eps: of the inverse sigmoid; it must match the checkpoint.
+    """
+
+    def __init__(
+        self, *, d_model: int, num_classes: int, num_layers: int, shared: bool, eps: float
+    ):
+        super().__init__()
+        num_heads = 1 if shared else num_layers
+        self.num_layers, self.eps = num_layers, eps
+        self.class_heads = nn.ModuleList(nn.Linear(d_model, num_classes) for _ in range(num_heads))
+        self.layer_box_heads = nn.ModuleList(MLP(d_model, d_model, 4, 3) for _ in range(num_heads))
+        for class_head, box_head in zip(self.class_heads, self.layer_box_heads, strict=True):
+            nn.init.constant_(class_head.bias, -math.log(1 / PRIOR_PROBABILITY - 1))
+            nn.init.zeros_(box_head.layers[-1].weight)
+            nn.init.zeros_(box_head.layers[-1].bias)
+
+    @property
+    def box_heads(self) -> list[nn.Module]:
+        """One a decoder layer, the same module L times if they are shared."""
+        return list(self.layer_box_heads) * (self.num_layers // len(self.layer_box_heads))
+
+    def forward(self, hidden_states: Tensor, references: Tensor) -> Predictions:
+        """(L, B, Q, C) and (L, B, Q, D) -> float32 logits and boxes."""
+        offsets = at_least_float32(_apply(self.layer_box_heads, hidden_states))  # (L, B, Q, 4)
+        start = inverse_sigmoid(references, self.eps)  # (L, B, Q, D)
+        boxes = (offsets + F.pad(start, (0, 4 - start.shape[-1]))).sigmoid()
+        return Predictions(at_least_float32(_apply(self.class_heads, hidden_states)), boxes)
+
+
+def _apply(heads: Sequence[nn.Module], hidden_states: Tensor) -> Tensor:
+    """Each head on its layer; a shared one on all layers in one call."""
+    if len(heads) == 1:
+        return heads[0](hidden_states)
+    return torch.stack([head(x) for head, x in zip(heads, hidden_states, strict=True)])

@@ -1,0 +1,102 @@
+"""The one decoder loop that the box-predicting DETRs share.
+
+A DETR is three strategies handed to it. A self-attention is called as ``(content, pos, attn_mask)``
+on folded queries, (B*K, P+N, C). A cross-attention is called as ``(content, position, reference,
+memory)`` on all queries, (B, Q, C). A query position is called as ``(layer, queries, memory)`` ahead
+of a layer and returns its :class:`QueryPosition`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..groups import QueryGroups
+from ..layers.dropout import Dropout
+from ..layers.position_encoding import inverse_sigmoid
+from ..structures import Memory, Queries, QueryPosition
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention within groups, cross-attention to the memory, FFN; post-norm."""
+
+    def __init__(
+        self,
+        self_attn: nn.Module,
+        cross_attn: nn.Module,
+        ffn: nn.Module,
+        *,
+        d_model: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.self_attn = self_attn
+        self.cross_attn = cross_attn
+        self.ffn = ffn
+        self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(3))
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self, queries: Queries, position: QueryPosition, memory: Memory, groups: QueryGroups
+    ) -> Tensor:
+        """Returns the updated content (B, Q, C)."""
+        content = queries.content
+        update = groups.unfold(
+            self.self_attn(groups.fold(content), groups.fold(position.pos), queries.attn_mask)
+        )  # (B, Q, C)
+        content = self.norms[0](content + self.dropout(update))
+        update = self.cross_attn(content, position, queries.reference, memory)
+        content = self.norms[1](content + self.dropout(update))
+        return self.norms[2](content + self.dropout(self.ffn(content)))
+
+
+class Decoder(nn.Module):
+    """Decoder layers around an explicit reference point or box per query.
+
+    Args:
+        make_layer: builds layer ``i``.
+        query_position: where the queries of a layer look; see the module's docstring.
+        norm: applied to what the heads see, not to what the next layer sees.
+        refine: whether a layer moves the reference by the box head's output on its un-normed
+            content. The next layer gets the moved reference without its gradient.
+        eps: of the inverse sigmoid in refinement.
+    """
+
+    def __init__(
+        self,
+        make_layer: Callable[[int], nn.Module],
+        num_layers: int,
+        query_position: nn.Module,
+        norm: nn.Module,
+        *,
+        refine: bool,
+        eps: float = 1e-5,
+    ):
+        super().__init__()
+        self.layers = nn.ModuleList(make_layer(i) for i in range(num_layers))
+        self.query_position = query_position
+        self.norm = norm
+        self.refine = refine
+        self.eps = eps
+
+    def forward(
+        self, queries: Queries, memory: Memory, groups: QueryGroups, box_heads: Sequence[nn.Module]
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            box_heads: one a layer, used for refinement; the decoder does not own them.
+
+        Returns:
+            hidden states (L, B, Q, C), and the references each layer started from (L, B, Q, D).
+        """
+        hidden_states, references = [], []
+        for i, layer in enumerate(self.layers):
+            references.append(queries.reference)
+            position = self.query_position(i, queries, memory)
+            queries = replace(queries, content=layer(queries, position, memory, groups))
+            hidden_states.append(self.norm(queries.content))
+            if self.refine:
+                moved = box_heads[i](queries.content) + inverse_sigmoid(queries.reference, self.eps)
+                queries = replace(queries, reference=moved.sigmoid().detach())
+        return torch.stack(hidden_states), torch.stack(references)

@@ -1,0 +1,83 @@
+"""The parts of a DETR between the backbone and the predictions, and the registry of variants."""
+
+from collections.abc import Mapping
+
+from detectron2.layers import ShapeSpec
+from detectron2.utils.registry import Registry
+from torch import Tensor, nn
+
+from ..groups import QueryGroups
+from ..structures import Memory, Predictions
+
+VARIANT_REGISTRY = Registry("DETR variant")
+VARIANT_REGISTRY.__doc__ = """
+DETR variants, by the name that MODEL.DETR.VARIANT gives. A registered function is called as
+``build(cfg, backbone_shape)`` and returns a :class:`DETRHead`.
+"""
+
+
+class DETRHead(nn.Module):
+    """Neck, encoder, queries, decoder and predictor, which a variant chooses."""
+
+    def __init__(
+        self,
+        *,
+        neck: nn.Module,
+        encoder: nn.Module,
+        queries: nn.Module,
+        decoder: nn.Module,
+        predictor: nn.Module,
+    ):
+        super().__init__()
+        self.neck = neck
+        self.encoder = encoder
+        self.queries = queries
+        self.decoder = decoder
+        self.predictor = predictor
+
+    def encode(self, features: Mapping[str, Tensor], padding_mask: Tensor | None) -> Memory:
+        """What the decoder will look at; it knows nothing of queries or groups."""
+        return self.encoder(self.neck(features, padding_mask))
+
+    def decode(self, memory: Memory, groups: QueryGroups) -> Predictions:
+        """What the queries of `groups` find in the memory."""
+        queries = self.queries(memory.features.shape[0], groups)
+        hidden_states, references = self.decoder(
+            queries, memory, groups, self.predictor.box_heads
+        )  # (L, B, Q, C), (L, B, Q, D)
+        return self.predictor(hidden_states, references)
+
+    def forward(
+        self, features: Mapping[str, Tensor], padding_mask: Tensor | None, groups: QueryGroups
+    ) -> Predictions:
+        """
+        Args:
+            features: the backbone's, (B, channels, H, W) by name.
+            padding_mask: (B, height, width) bool of the image batch, True on padding, or None.
+        """
+        return self.decode(self.encode(features, padding_mask), groups)
+
+
+def build_detr_head(cfg, backbone_shape: Mapping[str, ShapeSpec]) -> DETRHead:
+    """The head that MODEL.DETR.VARIANT names."""
+    if cfg.MODEL.DETR.VARIANT not in VARIANT_REGISTRY:
+        known = ", ".join(name for name, _ in VARIANT_REGISTRY)
+        raise ValueError(
+            f"MODEL.DETR.VARIANT is {cfg.MODEL.DETR.VARIANT!r}; the known variants are: {known}"
+        )
+    return VARIANT_REGISTRY.get(cfg.MODEL.DETR.VARIANT)(cfg, backbone_shape)
+
+
+def build_groups(cfg) -> QueryGroups:
+    """The groups of training."""
+    return QueryGroups(cfg.MODEL.DETR.NUM_OBJECT_QUERIES, cfg.MODEL.DETR.NUM_GROUPS)
+
+
+def init_transformer(*modules: nn.Module) -> None:
+    """The official codes' initialisation: Xavier for matrices, zero bias after attention."""
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+            elif name.endswith(("out_proj.bias", "in_proj.bias")):
+                nn.init.zeros_(parameter)

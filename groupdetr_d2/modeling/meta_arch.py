@@ -1,0 +1,168 @@
+"""The meta-architectures: images and targets in, losses or `Instances` out."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor, nn
+
+from ..groups import QueryGroups
+from ..layers.box_ops import box_xyxy_to_cxcywh
+from ..losses.box2d import focal_cost, focal_loss, giou_cost, giou_loss, l1_cost, l1_loss
+from ..losses.criterion import SetCriterion, Term
+from ..structures import Predictions, Targets
+from .head import build_detr_head, build_groups
+from .postprocessing import top_k_instances
+
+
+class SetPredictor(nn.Module, ABC):
+    """What all tasks share: preprocessing, the choice of groups, the call of the criterion.
+
+    Args:
+        groups: the groups of training; inference uses the primary one alone.
+        detections_per_image: predictions kept of each image.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        head: nn.Module,
+        criterion: nn.Module,
+        groups: QueryGroups,
+        detections_per_image: int,
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.criterion = criterion
+        self.groups = groups
+        self.detections_per_image = detections_per_image
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where images have to be."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: Detectron2's dataset dicts with "image" (3, H, W) and, in training,
+                "instances".
+
+        Returns:
+            weighted losses by name in training, else ``[{"instances": Instances}]`` in the
+            original resolution of each image.
+        """
+        groups = self.groups if self.training else self.groups.primary()
+        predictions = self.predict(batched_inputs, groups)
+        if not self.training:
+            return self.postprocess(predictions, batched_inputs)
+        with torch.autocast(self.device.type, enabled=False):
+            losses = self.criterion(predictions, self.build_targets(batched_inputs), groups)
+        if has_event_storage():
+            seconds = self.criterion.match_seconds
+            get_event_storage().put_scalar("match_time", seconds, smoothing_hint=False)
+        return losses
+
+    def predict(self, batched_inputs: list[dict], groups: QueryGroups) -> Predictions:
+        """What the queries of `groups` predict, at every decoder layer."""
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        return self.head(features, padding_mask_of(images), groups)
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalises, then pads with zeros at the bottom and on the right."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        return ImageList.from_tensors(images)
+
+    @abstractmethod
+    def build_targets(self, batched_inputs: list[dict]) -> Targets:
+        """The criterion's targets."""
+
+    @abstractmethod
+    def postprocess(self, predictions: Predictions, batched_inputs: list[dict]) -> list[dict]:
+        """The last layer's predictions in Detectron2's output format."""
+
+
+@META_ARCH_REGISTRY.register()
+class GroupDETR(SetPredictor):
+    """2D detection with any DETR of `variants/`."""
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        """The arguments of the constructor."""
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "head": build_detr_head(cfg, backbone.output_shape()),
+            "criterion": build_box_criterion(cfg),
+            "groups": build_groups(cfg),
+            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def build_targets(self, batched_inputs: list[dict]) -> Targets:
+        """Labels, and boxes relative to each image's unpadded size."""
+        instances = [x["instances"] for x in batched_inputs]
+        labels = torch.cat([x.gt_classes for x in instances])
+        boxes_xyxy = torch.cat(
+            [x.gt_boxes.tensor / torch.tensor(x.image_size[::-1] * 2) for x in instances]
+        )
+        return Targets(
+            labels.to(self.device, non_blocking=True),
+            box_xyxy_to_cxcywh(boxes_xyxy).to(self.device, non_blocking=True),
+            [len(x) for x in instances],
+        )
+
+    def postprocess(self, predictions: Predictions, batched_inputs: list[dict]) -> list[dict]:
+        """The best detections, scaled to each image's original "height" and "width"."""
+        sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
+        results = top_k_instances(
+            predictions.logits[-1], predictions.boxes[-1], sizes, self.detections_per_image
+        )
+        return [
+            {"instances": detector_postprocess(r, x.get("height", h), x.get("width", w))}
+            for r, x, (h, w) in zip(results, batched_inputs, sizes, strict=True)
+        ]
+
+
+def padding_mask_of(images: ImageList) -> Tensor | None:
+    """(B, H, W) bool, True on padding; None if no image of the batch is padded."""
+    height, width = images.tensor.shape[-2:]
+    if all(tuple(size) == (height, width) for size in images.image_sizes):
+        return None
+    sizes = torch.tensor([tuple(size) for size in images.image_sizes]).to(
+        images.tensor.device, non_blocking=True
+    )  # (B, 2)
+    rows = torch.arange(height, device=sizes.device)[None, :, None]
+    columns = torch.arange(width, device=sizes.device)[None, None, :]
+    return (rows >= sizes[:, 0, None, None]) | (columns >= sizes[:, 1, None, None])
+
+
+def build_box_criterion(cfg) -> SetCriterion:
+    """DETR's three costs and losses of boxes. The class cost is 2 in every variant."""
+    detr = cfg.MODEL.DETR
+    return SetCriterion(
+        costs=[
+            Term(focal_cost, detr.CLASS_COST),
+            Term(l1_cost, detr.L1_COST),
+            Term(giou_cost, detr.GIOU_COST),
+        ],
+        losses={
+            "loss_class": Term(focal_loss, detr.CLASS_WEIGHT),
+            "loss_bbox": Term(l1_loss, detr.L1_WEIGHT),
+            "loss_giou": Term(giou_loss, detr.GIOU_WEIGHT),
+        },
+    )

@@ -1,0 +1,62 @@
+"""From backbone features to the sequence that an encoder reads."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.position_encoding import image_position_embedding
+from ..structures import Memory
+
+
+class Neck(nn.Module):
+    """Projects feature maps to d_model channels, embeds positions, flattens.
+
+    Args:
+        in_features: names of the backbone's outputs to use, fine to coarse.
+        in_channels: their channels.
+        temperature: of the position embedding; it must match the checkpoint (DAB-DETR has 20).
+    """
+
+    def __init__(
+        self,
+        in_features: list[str],
+        in_channels: list[int],
+        *,
+        d_model: int,
+        temperature: float = 10000,
+    ):
+        super().__init__()
+        self.in_features = in_features
+        self.projections = nn.ModuleList(nn.Conv2d(c, d_model, 1) for c in in_channels)
+        self.num_feats = d_model // 2
+        self.temperature = temperature
+
+    def forward(self, features: dict[str, Tensor], padding_mask: Tensor | None) -> Memory:
+        """
+        Args:
+            features: (B, channels, H, W) by name.
+            padding_mask: (B, height, width) bool of the image batch, True on padding, or None.
+        """
+        maps = [
+            projection(features[name])
+            for name, projection in zip(self.in_features, self.projections, strict=True)
+        ]
+        masks = [_mask_like(x, padding_mask) for x in maps]
+        pos = [image_position_embedding(m, self.num_feats, self.temperature) for m in masks]
+        dtype = torch.promote_types(maps[0].dtype, torch.float32)
+        return Memory(
+            features=torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1),  # (B, S, C)
+            pos=torch.cat([p.flatten(1, 2).to(dtype) for p in pos], dim=1),  # (B, S, C)
+            padding_mask=None
+            if padding_mask is None
+            else torch.cat([m.flatten(1) for m in masks], dim=1),  # (B, S)
+            spatial_shapes=tuple((x.shape[2], x.shape[3]) for x in maps),
+        )
+
+
+def _mask_like(feature_map: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """The image's padding mask at the map's resolution by nearest neighbour, (B, H, W) bool."""
+    batch, _, height, width = feature_map.shape
+    if padding_mask is None:
+        return torch.zeros(batch, height, width, dtype=torch.bool, device=feature_map.device)
+    return F.interpolate(padding_mask[:, None].float(), size=(height, width))[:, 0].bool()

@@ -1,0 +1,36 @@
+"""From logits and boxes to Detectron2 `Instances`."""
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from ..layers.box_ops import box_cxcywh_to_xyxy
+
+
+def top_k_instances(
+    logits: Tensor, boxes: Tensor, image_sizes: list[tuple[int, int]], k: int
+) -> list[Instances]:
+    """The k best (query, class) pairs of each image; no NMS and no threshold.
+
+    Args:
+        logits: (B, N, H).
+        boxes: (B, N, 4) cxcywh in [0, 1].
+        image_sizes: (height, width) of each image in pixels.
+
+    Returns:
+        per image, `pred_boxes` xyxy in pixels, `scores` and `pred_classes`, best first.
+    """
+    num_classes = logits.shape[-1]
+    scores, index = logits.sigmoid().flatten(1).topk(min(k, logits[0].numel()), dim=1)  # (B, k)
+    query = torch.div(index, num_classes, rounding_mode="floor")
+    boxes_xyxy = box_cxcywh_to_xyxy(boxes).gather(1, query[..., None].expand(-1, -1, 4))
+    results = []
+    for b, (height, width) in enumerate(image_sizes):
+        instances = Instances((height, width))
+        instances.pred_boxes = Boxes(
+            boxes_xyxy[b] * boxes_xyxy.new_tensor([width, height, width, height])
+        )
+        instances.scores = scores[b]
+        instances.pred_classes = index[b] % num_classes
+        results.append(instances)
+    return results

@@ -1,0 +1,65 @@
+"""The values that pass between the parts of a DETR.
+
+Shape letters: B images, L decoder layers, K groups, N queries of a group, P denoising queries of a
+group, Q queries of all groups (K*(P+N), see groups.py), S memory positions, C channels, D
+reference size (2 point, 3 point in space, 4 box), H classes, T targets of the whole batch, M
+matched pairs of the whole batch in one decoder layer.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Memory:
+    """What decoders attend to: the encoder's output, all feature levels flattened into S."""
+
+    features: Tensor  # (B, S, C)
+    pos: Tensor  # (B, S, C)
+    padding_mask: Tensor | None = None  # (B, S), True on padding; None if there is no padding
+    spatial_shapes: tuple[tuple[int, int], ...] = ()  # (height, width) per level
+
+
+@dataclass
+class Queries:
+    """The decoder's input."""
+
+    content: Tensor  # (B, Q, C)
+    reference: Tensor  # (B, Q, D) in [0, 1]
+    pos: Tensor | None = None  # (B, Q, C) if learned rather than derived from `reference`
+    attn_mask: Tensor | None = None  # (P+N, P+N) within a group, True where barred
+
+
+@dataclass
+class QueryPosition:
+    """The positional part of the queries at one decoder layer."""
+
+    pos: Tensor  # (B, Q, C), added to the content
+    sine: Tensor | None = None  # (B, Q, C), concatenated to it in conditional cross-attention
+
+
+@dataclass
+class Predictions:
+    """All decoder layers' outputs, last layer last."""
+
+    logits: Tensor  # (L, B, Q, H)
+    boxes: Tensor  # (L, B, Q, 4) cxcywh in [0, 1]
+
+
+@dataclass
+class Targets:
+    """The objects of a batch, those of all images one after another."""
+
+    labels: Tensor  # (T,) in 0 .. H-1
+    boxes: Tensor  # (T, 4) cxcywh in [0, 1] of the unpadded image
+    counts: list[int]  # targets of each image; they add up to T
+
+
+@dataclass
+class Matches:
+    """Which query answers for which target; every layer has the same number M of pairs."""
+
+    image: Tensor  # (M,) index of the image
+    query: Tensor  # (L, M) index on the query axis
+    target: Tensor  # (L, M) index into the batch's T targets
