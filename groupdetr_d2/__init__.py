@@ -3,8 +3,18 @@
 Importing the package registers its meta-architectures, variants and backbones with Detectron2.
 """
 
-from . import modeling, variants
-from .config import add_groupdetr_config
+import sys
 
 __version__ = "0.1.0"
-__all__ = ["add_groupdetr_config", "modeling", "variants"]
+__all__ = ["Predictor", "add_groupdetr_config", "modeling", "variants"]
+
+try:
+    from . import modeling, variants
+    from .config import add_groupdetr_config
+    from .predictor import Predictor
+except ModuleNotFoundError as error:
+    if sys.argv[1:2] != ["env"]:  # `python -m groupdetr_d2 env` is there to say what is missing
+        raise ModuleNotFoundError(
+            f"{error}. `python -m groupdetr_d2 env` says what is missing and how to mend it",
+            name=error.name,
+        ) from error

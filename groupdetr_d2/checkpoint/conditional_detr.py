@@ -63,12 +63,13 @@ def convert_key(key: str) -> str | None:
 
 
 def convert_state_dict(
-    official: dict[str, Tensor], num_queries: int = 300
+    official: dict[str, Tensor], *, num_queries: int = 300, num_classes: int = 80
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """An official state dict under our names, with 80 classes instead of 91 columns.
+    """An official state dict under our names.
 
     Args:
         num_queries: N, to tell how many groups the rows of `query_embed.weight` are.
+        num_classes: 80 selects COCO's classes from the official 91 columns; 91 keeps the columns.
 
     Returns:
         the converted state dict, and the official keys that found no home.
@@ -79,8 +80,8 @@ def convert_state_dict(
         if name is None:
             homeless.append(key)
             continue
-        if name.startswith("head.predictor.class_heads.") and len(value) == 91:
-            value = value[COCO_CATEGORY_IDS]
+        if name.startswith("head.predictor.class_heads.") and num_classes == 80:
+            value = value[COCO_CATEGORY_IDS] if len(value) == 91 else value
         converted[name] = value.clone()
     bank = converted.get("head.queries.bank.weight")
     if bank is not None:

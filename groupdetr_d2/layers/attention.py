@@ -33,7 +33,7 @@ def attend(
     """
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     allowed = None if barred is None else ~barred
-    if q.is_cuda:
+    if q.device.type != "cpu":
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
     elif dropout:
         out = _DropoutAttention.apply(q, k, v, barred, dropout)
@@ -93,7 +93,9 @@ def _weight_chunks(q: Tensor, k: Tensor, barred: Tensor | None, p: float, seed: 
     size = max(1, CHUNK // (q.shape[1] * k.shape[1]))
     for start in range(0, len(q), size):
         part = slice(start, start + size)
-        scores = torch.bmm(q[part], k[part].transpose(1, 2)).to(torch.promote_types(q.dtype, torch.float32))
+        scores = torch.bmm(q[part], k[part].transpose(1, 2)).to(
+            torch.promote_types(q.dtype, torch.float32)
+        )
         scores.mul_(q.shape[-1] ** -0.5)
         if barred is not None:
             images = torch.arange(start, min(start + size, len(q))) // heads

@@ -52,7 +52,11 @@ class ConditionalCrossAttention(nn.Module):
         self, content: Tensor, position: QueryPosition, reference: Tensor, memory: Memory
     ) -> Tensor:
         """(B, Q, C); keys and values are projected once, for the queries of all groups."""
-        q, k, k_pos = self.q_content(content), self.k_content(memory.features), self.k_pos(memory.pos)
+        q, k, k_pos = (
+            self.q_content(content),
+            self.k_content(memory.features),
+            self.k_pos(memory.pos),
+        )
         if self.q_pos is not None:  # content is still empty: lend it the position
             q, k = q + self.q_pos(position.pos), k + k_pos
         q = self._concat_per_head(q, self.q_sine(position.sine))  # (B, Q, 2C)

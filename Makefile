@@ -1,0 +1,30 @@
+# Two commands from a fresh machine: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -W ignore
+DEMO := output/group_conditional_detr_shapes
+
+.PHONY: env demo test test-fast lint clean
+
+env: $(VENV)/.current
+
+$(VENV)/.current: setup.py tools/make_env.sh requirements/constraints.txt requirements/detectron2.txt
+	tools/make_env.sh "$(PYTHON)" $(VENV)
+	touch $@
+
+demo: env  ## trains on generated images, evaluates, draws; minutes on a CPU
+	$(RUN) train_net.py --config-file configs/quick_start/group_conditional_detr_shapes.yaml \
+	  OUTPUT_DIR $(DEMO)
+
+test: env  ## the whole suite
+	$(RUN) -m pytest tests
+
+test-fast: env  ## without the tests that train
+	$(RUN) -m pytest tests -m "not slow"
+
+lint: env
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf output datasets .pytest_cache .ruff_cache

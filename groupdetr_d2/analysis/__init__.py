@@ -1,0 +1,1 @@
+"""Readers of checkpoints, metrics and models, a file a figure or table."""

@@ -1,0 +1,145 @@
+"""What a training step costs: time and its shares, peak memory, FLOPs (the paper's Table 2)."""
+
+import contextlib
+import statistics
+import time
+from collections import defaultdict
+
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..engine.launch import keep_freed_memory
+from ..engine.progress import peak_memory_mib
+from ..engine.solver import build_optimizer
+
+WARM_UP_STEPS = 2
+
+
+def make_batch(size: tuple[int, int], batch_size: int, num_objects: int, num_classes: int):
+    """Random images and boxes in Detectron2's format, the same for every call."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    batch = []
+    for _ in range(batch_size):
+        corner = torch.rand(num_objects, 2, generator=generator) * 0.6
+        extent = torch.rand(num_objects, 2, generator=generator) * 0.35 + 0.05
+        boxes = torch.cat([corner, corner + extent], 1)
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
+        instances.gt_classes = torch.randint(num_classes, (num_objects,), generator=generator)
+        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+        batch.append({"image": image, "instances": instances, "height": height, "width": width})
+    return batch
+
+
+def count_flops(cfg, size: tuple[int, int], batch_size: int, *, backward: bool) -> int:
+    """FLOPs of the model (2 a multiply-add), forward and, in training, backward; nothing is run."""
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "meta"
+    cfg.MODEL.DETR.DROPOUT = 0.0
+    model = build_model(cfg)
+    groups = model.groups if backward else model.groups.primary()
+    images = [
+        {"image": torch.empty(3, *size, dtype=torch.uint8, device="meta")}
+        for _ in range(batch_size)
+    ]
+    with FlopCounterMode(display=False) as counter:
+        predictions = model.predict(images, groups)
+        if backward:
+            (predictions.logits.sum() + predictions.boxes.sum()).backward()
+    return counter.get_total_flops()
+
+
+class PhaseTimer:
+    """Adds up the seconds of a model's parts, from hooks around their forward."""
+
+    def __init__(self, parts: dict[str, list[nn.Module]], synchronize):
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.synchronize = synchronize
+        for name, modules in parts.items():
+            for module in modules:
+                self._watch(name, module)
+
+    def _watch(self, name: str, module: nn.Module):
+        started = []
+
+        def before(*_):
+            self.synchronize()
+            started.append(time.perf_counter())
+
+        def after(*_):
+            self.synchronize()
+            self.seconds[name] += time.perf_counter() - started.pop()
+
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(after)
+
+    @contextlib.contextmanager
+    def phase(self, name: str):
+        """Times a block."""
+        self.synchronize()
+        start = time.perf_counter()
+        yield
+        self.synchronize()
+        self.seconds[name] += time.perf_counter() - start
+
+
+def measure_step(
+    cfg, size: tuple[int, int], batch_size: int, *, num_objects: int, steps: int, training: bool
+) -> dict:
+    """Median, fastest and slowest seconds of a step, the shares of its parts, peak memory."""
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    cuda = cfg.MODEL.DEVICE.startswith("cuda")
+    if not cuda:
+        keep_freed_memory()
+    torch.manual_seed(0)
+    model = build_model(cfg).train(training)
+    optimizer = build_optimizer(cfg, model)
+    batch = make_batch(size, batch_size, num_objects, cfg.MODEL.DETR.NUM_CLASSES)
+    head = model.head
+    parts = {
+        "backbone": [model.backbone],
+        "encoder": [head.neck, head.encoder],
+        "decoder": [head.decoder, head.predictor],
+        "criterion": [model.criterion],
+    }
+    timer = PhaseTimer(parts, torch.cuda.synchronize if cuda else lambda: None)
+    durations = []
+    for i in range(WARM_UP_STEPS + steps):
+        if i == WARM_UP_STEPS:
+            timer.seconds.clear()
+        start = time.perf_counter()
+        run_step(model, optimizer, batch, timer)
+        durations.append(time.perf_counter() - start)
+    durations = durations[WARM_UP_STEPS:]
+    total = sum(durations)
+    shares = dict(timer.seconds)
+    if training:
+        shares["losses"] = shares.pop("criterion") - shares["matching"]
+    return {
+        "seconds": statistics.median(durations),
+        "fastest": min(durations),
+        "slowest": max(durations),
+        "shares": {name: seconds / total for name, seconds in shares.items()},
+        "peak_mib": peak_memory_mib(torch.device(cfg.MODEL.DEVICE)),
+    }
+
+
+def run_step(model, optimizer, batch: list[dict], timer: PhaseTimer) -> None:
+    """One training step, or one inference if the model is in evaluation."""
+    if not model.training:
+        with torch.no_grad(), timer.phase("all"):
+            model(batch)
+        return
+    optimizer.zero_grad()
+    losses = model(batch)
+    timer.seconds["matching"] += model.criterion.match_seconds
+    with timer.phase("backward"):
+        sum(losses.values()).backward()
+    with timer.phase("update"):
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()

@@ -1,0 +1,106 @@
+"""Loading of checkpoints: group-aware, and never silent about what did not fit."""
+
+import logging
+import os
+import pickle
+import zipfile
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor, nn
+
+from ..groups import QueryGroups, resize_query_bank
+from ..modeling.queries import QueryBank
+
+logger = logging.getLogger(__name__)
+NOISE = 0.02  # relative to the bank's spread; copies of a query would otherwise train alike
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message names the file and the remedy."""
+
+
+class GroupCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer for models with query banks.
+
+    A bank of other K or N is resized group by group and the log says so. Files are written under a
+    temporary name first, so that an interrupted save leaves the previous one as it was.
+    """
+
+    def save(self, name: str, **kwargs) -> None:
+        """Writes `name`.pth and tags it as the last checkpoint."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info("Saving checkpoint to %s", path)
+        torch.save({"model": self.model.state_dict(), **parts, **kwargs}, path + ".unfinished")
+        os.replace(path + ".unfinished", path)
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def _load_file(self, filename: str) -> dict:
+        if filename.endswith((".pkl", ".pyth")):
+            return super()._load_file(filename)
+        try:
+            loaded = torch.load(filename, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"checkpoint {filename} cannot be read: it is truncated, no checkpoint at all, or "
+                "holds Python objects other than tensors and plain values. Copy it again, use an "
+                "earlier one of the same folder, or pass an official file through `python -m "
+                f"groupdetr_d2 convert` first ({type(error).__name__}: {str(error)[:200]})"
+            ) from error
+        return loaded if "model" in loaded else {"model": loaded}
+
+    def _load_model(self, checkpoint: dict):
+        if not checkpoint.get("matching_heuristics", False):
+            for name, module in self.model.named_modules():
+                if isinstance(module, QueryBank):
+                    _fit_bank(checkpoint["model"], name, module)
+        incompatible = super()._load_model(checkpoint)
+        _warn_if_nothing_loaded(self.model, incompatible)
+        return incompatible
+
+
+def _fit_bank(state_dict: dict[str, Tensor], name: str, bank: QueryBank) -> None:
+    """Replaces a bank of other K or N in the state dict by one that fits the model."""
+    weight, shape = state_dict.get(f"{name}.weight"), state_dict.get(f"{name}.shape")
+    if weight is None or shape is None:
+        return
+    num_groups, num_queries = torch.as_tensor(shape).tolist()
+    old = QueryGroups(num_queries, num_groups)
+    new = QueryGroups(bank.groups.num_queries, bank.groups.num_groups)
+    if old == new:
+        return
+    logger.warning(
+        "%s: the checkpoint has K = %d groups of N = %d queries, the model K = %d of N = %d: "
+        "resized group by group (the first queries of each group are kept, missing ones are copies "
+        "with a little noise)",
+        name,
+        old.num_groups,
+        old.num_queries,
+        new.num_groups,
+        new.num_queries,
+    )
+    weight = torch.as_tensor(weight)
+    resized = resize_query_bank(weight, old, new)
+    kept = resize_query_bank(torch.arange(len(weight)), old, new)  # which old row each one is
+    is_copy = ~_first_occurrences(kept)
+    noise = torch.randn(resized.shape, generator=torch.Generator().manual_seed(0))
+    resized[is_copy] += NOISE * weight.std() * noise[is_copy].to(resized.dtype)
+    state_dict[f"{name}.weight"] = resized
+    state_dict[f"{name}.shape"] = bank.shape.cpu().clone()
+
+
+def _first_occurrences(values: Tensor) -> Tensor:
+    seen: set[int] = set()
+    return torch.tensor([not (v in seen or seen.add(v)) for v in values.tolist()])
+
+
+def _warn_if_nothing_loaded(model: nn.Module, incompatible) -> None:
+    missing = set(incompatible.missing_keys) | {key for key, *_ in incompatible.incorrect_shapes}
+    for part in ("backbone.", "head."):
+        keys = [key for key in model.state_dict() if key.startswith(part)]
+        if keys and missing.issuperset(keys):
+            log = logger.warning if part == "backbone." else logger.info
+            log("nothing of the checkpoint fits %s*: that part starts from random weights", part)

@@ -1,0 +1,93 @@
+"""Converts an official checkpoint to this package's key names."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from ..checkpoint import CheckpointError
+from ..checkpoint import conditional_detr as conditional_detr_source
+from ..engine.main import report_errors
+from ..engine.run_info import RunInfo
+from ..engine.setup import build_config
+
+# per source: the converter's module and the configuration whose model must be filled
+SOURCES = {
+    "conditional-detr": (
+        conditional_detr_source,
+        "configs/ConditionalDETR/conditional_detr_R_50_50ep.yaml",
+    ),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Writes OUT; fails if a parameter of our model stays empty."""
+    parser = argparse.ArgumentParser(prog="groupdetr_d2 convert", description=__doc__)
+    parser.add_argument("--source", required=True, choices=sorted(SOURCES))
+    parser.add_argument("--config-file", default="", help="the model's yaml, if not the usual one")
+    parser.add_argument("input", help="the official checkpoint")
+    parser.add_argument("output", help="the checkpoint to write")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides: KEY VALUE ...")
+    args = parser.parse_args(argv)
+    with report_errors():
+        convert_file(args)
+    return 0
+
+
+def convert_file(args: argparse.Namespace) -> None:
+    """Reads, converts, compares with the model's own keys and shapes, writes."""
+    module, default_config = SOURCES[args.source]
+    cfg = build_config(args.config_file or default_config, args.opts)
+    official = read_official(args.input)
+    detr = cfg.MODEL.DETR
+    converted, homeless = module.convert_state_dict(
+        official, num_queries=detr.NUM_OBJECT_QUERIES, num_classes=detr.NUM_CLASSES
+    )
+    shape = converted.get("head.queries.bank.shape")
+    if shape is not None:
+        detr.NUM_GROUPS = int(shape[0])
+    for key in homeless:
+        sys.stdout.write(f"no home for {key} {tuple(official[key].shape)}\n")
+    check_complete(cfg, converted, args.input)
+    torch.save({"model": converted, "run": RunInfo(cfg).state_dict()}, args.output)
+    sys.stdout.write(
+        f"{args.output}: {len(converted)} tensors, K = {detr.NUM_GROUPS} groups of N = "
+        f"{detr.NUM_OBJECT_QUERIES} queries, {len(homeless)} official keys without a home\n"
+    )
+
+
+def read_official(path: str) -> dict[str, torch.Tensor]:
+    """The state dict of an official file, which holds an argparse namespace beside it."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"the checkpoint {path} does not exist")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # truncated files raise many kinds
+        raise CheckpointError(
+            f"{path} cannot be read as an official checkpoint: {type(error).__name__}: {error}"
+        ) from error
+    return loaded.get("model", loaded)
+
+
+def check_complete(cfg, converted: dict[str, torch.Tensor], path: str) -> None:
+    """Raises unless every tensor of our model is there in its shape."""
+    from detectron2.modeling import build_model
+
+    cfg.MODEL.DEVICE = "cpu"
+    own = {key: tuple(value.shape) for key, value in build_model(cfg).state_dict().items()}
+    empty = [key for key in own if key not in converted]
+    wrong = [
+        f"{key} {tuple(converted[key].shape)} instead of {own[key]}"
+        for key in own.keys() & converted.keys()
+        if tuple(converted[key].shape) != own[key]
+    ]
+    unknown = sorted(converted.keys() - own.keys())
+    if empty or wrong or unknown:
+        raise CheckpointError(
+            f"{path} does not fit the model of the configuration. Empty: {empty[:8]} "
+            f"({len(empty)}). Other shape: {sorted(wrong)[:8]} ({len(wrong)}). Unknown: "
+            f"{unknown[:8]} ({len(unknown)}). Give the model's yaml with --config-file, and what "
+            "differs from it as KEY VALUE pairs"
+        )

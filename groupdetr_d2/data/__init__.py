@@ -1,0 +1,1 @@
+"""Data: DETR's augmentation, reproducible loading, checks, own and generated data sets."""

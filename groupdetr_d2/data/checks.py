@@ -1,0 +1,85 @@
+"""What can be known to be wrong with a data set before training starts."""
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
+
+logger = logging.getLogger(__name__)
+
+
+class DatasetError(ValueError):
+    """A data set cannot be used as it is; the message names the file and the remedy."""
+
+
+def check_classes(cfg) -> None:
+    """NUM_CLASSES must be the number of classes of every data set.
+
+    Raises:
+        DatasetError: naming the set and both numbers.
+    """
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes is not None and len(classes) != cfg.MODEL.DETR.NUM_CLASSES:
+            raise DatasetError(
+                f"MODEL.DETR.NUM_CLASSES is {cfg.MODEL.DETR.NUM_CLASSES}, but data set {name} has "
+                f"{len(classes)} classes: set MODEL.DETR.NUM_CLASSES {len(classes)}"
+            )
+
+
+def check_annotations(name: str, dataset_dicts: list[dict]) -> list[dict]:
+    """Checks image files and boxes; returns the dicts without bad boxes where dropping is allowed.
+
+    A box is bad if a coordinate is not finite, it has no area, or it lies wholly outside its image.
+    The sets that Detectron2 registers itself are known to have a few, which are left out.
+
+    Raises:
+        DatasetError: naming the first offenders.
+    """
+    _check_files(name, dataset_dicts)
+    bad = [
+        (d["file_name"], i, a)
+        for d in dataset_dicts
+        for i, a in enumerate(d.get("annotations", ()))
+        if not is_usable_box(a["bbox"], a["bbox_mode"], d["width"], d["height"])
+    ]
+    if not bad:
+        return dataset_dicts
+    listing = "; ".join(f"{file} box {i} {a['bbox']} (x, y, w, h)" for file, i, a in bad[:5])
+    message = f"data set {name}: {len(bad)} boxes have no area or lie outside: {listing}"
+    if MetadataCatalog.get(name).get("bad_boxes", "drop") == "error":
+        raise DatasetError(
+            f"{message}. Mend them, or leave them out: DATASETS.CUSTOM.BAD_BOXES drop"
+        )
+    logger.warning("%s. They are left out", message)
+    return [_without_bad_boxes(d) for d in dataset_dicts]
+
+
+def is_usable_box(bbox: Sequence[float], mode: BoxMode, width: float, height: float) -> bool:
+    """Whether a box has an area and touches its image."""
+    if not all(math.isfinite(x) for x in bbox):
+        return False
+    x0, y0, x1, y1 = BoxMode.convert(list(bbox), mode, BoxMode.XYXY_ABS)
+    return x1 > x0 and y1 > y0 and x1 > 0 and y1 > 0 and x0 < width and y0 < height
+
+
+def _without_bad_boxes(d: dict) -> dict:
+    kept = [
+        a
+        for a in d.get("annotations", ())
+        if is_usable_box(a["bbox"], a["bbox_mode"], d["width"], d["height"])
+    ]
+    return {**d, "annotations": kept}
+
+
+def _check_files(name: str, dataset_dicts: list[dict]) -> None:
+    missing = [d["file_name"] for d in dataset_dicts if not os.path.isfile(d["file_name"])]
+    if missing:
+        raise DatasetError(
+            f"data set {name}: {len(missing)} of {len(dataset_dicts)} image files are missing, the "
+            f"first is {missing[0]}. Check the image folder (--train-images, --val-images, or "
+            "$DETECTRON2_DATASETS for Detectron2's own sets)"
+        )

@@ -1,0 +1,22 @@
+"""DETR's training augmentation (facebookresearch/detr, datasets/coco.py) from Detectron2's parts."""
+
+from detectron2.data import transforms as T
+
+
+def build_detr_augmentation(cfg, is_train: bool) -> list[T.Augmentation]:
+    """Flip; with probability 0.5 resize and crop; resize the short side. Evaluation: resize."""
+    if not is_train:
+        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+    augmentation = [T.RandomFlip()] if cfg.INPUT.RANDOM_FLIP != "none" else []
+    if cfg.INPUT.CROP.ENABLED:
+        crop = T.AugmentationList(
+            [
+                T.ResizeShortestEdge(cfg.INPUT.CROP.MIN_SIZE, sample_style="choice"),
+                T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE),
+            ]
+        )
+        augmentation.append(T.RandomApply(crop, 0.5))
+    resize = T.ResizeShortestEdge(
+        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    )
+    return [*augmentation, resize]

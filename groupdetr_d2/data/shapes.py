@@ -1,0 +1,179 @@
+"""The quick-start set: textured shapes in COCO's format, generated once from a seed.
+
+Six classes that differ in outline alone (colour and texture are random), many small and partly
+hidden objects in an image, on a background of noise, blobs and line clutter. It is hard enough that
+AP tells models apart, and small enough to train on with a CPU.
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
+
+logger = logging.getLogger(__name__)
+
+CLASSES = ("circle", "ring", "square", "diamond", "triangle", "cross")
+MIN_VISIBLE = 0.45  # of an object's pixels, after everything is drawn
+VERSION = 1  # counts changes of what is drawn, so that an old cache is not taken for a new one
+
+
+@dataclass(frozen=True)
+class ShapesSpec:
+    """What to generate: `num_images` square images with up to `max_objects` objects each."""
+
+    split: str
+    num_images: int
+    image_size: int = 128
+    max_objects: int = 12
+    seed: int = 0
+
+    @property
+    def folder(self) -> str:
+        """A name that tells specifications apart."""
+        return (
+            f"{self.split}_{self.num_images}x{self.image_size}_objects{self.max_objects}"
+            f"_seed{self.seed}_v{VERSION}"
+        )
+
+
+def register_shapes(cfg) -> None:
+    """Registers `shapes_train` and `shapes_val`, generating what is not in the cache yet."""
+    shapes = cfg.DATASETS.SHAPES
+    wanted = {
+        "shapes_train": ShapesSpec(
+            "train", shapes.NUM_TRAIN, shapes.IMAGE_SIZE, shapes.MAX_OBJECTS, seed=0
+        ),
+        "shapes_val": ShapesSpec(
+            "val", shapes.NUM_VAL, shapes.IMAGE_SIZE, shapes.MAX_OBJECTS, seed=1
+        ),
+    }
+    root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")) / "shapes"
+    for name in {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} & wanted.keys():
+        folder = generate_shapes(wanted[name], root)
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+        register_coco_instances(name, {}, str(folder / "annotations.json"), str(folder / "images"))
+
+
+def generate_shapes(spec: ShapesSpec, root: Path) -> Path:
+    """The folder with `annotations.json` and `images/`, made if it is not there.
+
+    It is written under a temporary name and moved into place, so that an interrupted or a parallel
+    run never leaves half a set.
+    """
+    folder = root / spec.folder
+    if folder.exists():
+        return folder
+    logger.info("generating %d images in %s", spec.num_images, folder)
+    root.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=root))
+    (unfinished / "images").mkdir()
+    images, annotations = [], []
+    for i in range(spec.num_images):
+        picture, objects = draw_image(np.random.default_rng([spec.seed, i]), spec)
+        name = f"{i:06d}.jpg"
+        cv2.imwrite(str(unfinished / "images" / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        size = {"width": spec.image_size, "height": spec.image_size}
+        images.append({"id": i, "file_name": name, **size})
+        for category, (x, y, w, h) in objects:
+            identity = {"id": len(annotations) + 1, "image_id": i, "category_id": category + 1}
+            box = {"bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
+            annotations.append({**identity, **box})
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    content = {
+        "info": asdict(spec),
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+    (unfinished / "annotations.json").write_text(json.dumps(content))
+    try:
+        unfinished.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(unfinished)
+    return folder
+
+
+def draw_image(
+    rng: np.random.Generator, spec: ShapesSpec
+) -> tuple[np.ndarray, list[tuple[int, tuple[int, int, int, int]]]]:
+    """An image (H, W, 3) uint8 and its objects, (class, (x, y, width, height))."""
+    size = spec.image_size
+    picture = _background(rng, size)
+    owner = np.full((size, size), -1)  # the topmost object of every pixel
+    objects, areas = [], []
+    for _ in range(int(rng.integers(max(1, spec.max_objects // 3), spec.max_objects + 1))):
+        category = int(rng.integers(len(CLASSES)))
+        mask = _random_mask(rng, category, size)
+        candidate = np.where(mask, len(objects), owner)
+        visible = np.bincount(candidate[candidate >= 0], minlength=len(objects) + 1)
+        all_areas = np.array([*areas, mask.sum()])
+        if (visible < MIN_VISIBLE * all_areas).any():
+            continue
+        owner = candidate
+        areas.append(mask.sum())
+        objects.append((category, cv2.boundingRect(mask.astype(np.uint8))))
+        picture[mask] = _texture(rng, size)[mask]
+    noise = rng.normal(0, 12, picture.shape)
+    return np.clip(picture + noise, 0, 255).astype(np.uint8), objects
+
+
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Smooth colour blobs with lines across them."""
+    coarse = rng.integers(40, 216, (4, 4, 3)).astype(np.float32)
+    picture = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    for _ in range(int(rng.integers(4, 10))):
+        ends = rng.integers(0, size, 4).tolist()
+        colour = rng.integers(0, 256, 3).tolist()
+        cv2.line(picture, ends[:2], ends[2:], colour, int(rng.integers(1, 3)), cv2.LINE_AA)
+    return picture
+
+
+def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Two colours in stripes of a random direction and width."""
+    direction, period = rng.uniform(0, np.pi), rng.uniform(4, 14)
+    y, x = np.mgrid[:size, :size]
+    stripes = np.sin((x * np.cos(direction) + y * np.sin(direction)) * 2 * np.pi / period) > 0
+    first = rng.integers(0, 256, 3)
+    second = np.clip(first + rng.integers(-90, 91, 3), 0, 255)
+    return np.where(stripes[..., None], first, second).astype(np.float32)
+
+
+def _random_mask(rng: np.random.Generator, category: int, size: int) -> np.ndarray:
+    """The pixels of one object, (H, W) bool, wholly inside the image."""
+    radius = size * rng.uniform(0.04, 0.14)
+    center = rng.uniform(radius + 1, size - radius - 1, 2)
+    angle = rng.uniform(-0.2, 0.2)
+    aspect = rng.uniform(0.7, 1.0)
+    mask = np.zeros((size, size), np.uint8)
+    for outline, value in _outlines(CLASSES[category]):
+        points = outline * [radius, radius * aspect]
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        cv2.fillPoly(mask, [np.round(points @ turn + center).astype(np.int32)], value)
+    return mask.astype(bool)
+
+
+def _outlines(name: str) -> list[tuple[np.ndarray, int]]:
+    """Polygons within the unit circle or square, each with the value it is filled with."""
+    turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    circle = np.stack([np.cos(turn), np.sin(turn)], 1)
+    a, b = 0.85, 0.3
+    cross = [(-b, -1), (b, -1), (b, -b), (1, -b), (1, b), (b, b)]
+    cross += [(b, 1), (-b, 1), (-b, b), (-1, b), (-1, -b), (-b, -b)]
+    polygons = {
+        "circle": [(circle, 1)],
+        "ring": [(circle, 1), (0.5 * circle, 0)],
+        "square": [(np.array([(-a, -a), (a, -a), (a, a), (-a, a)]), 1)],
+        "diamond": [(np.array([(0, -1), (1, 0), (0, 1), (-1, 0)]), 1)],
+        "triangle": [(np.array([(0, -1), (0.95, 0.8), (-0.95, 0.8)]), 1)],
+        "cross": [(np.array(cross), 1)],
+    }
+    return polygons[name]

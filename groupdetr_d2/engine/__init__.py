@@ -1,0 +1,1 @@
+"""Training: configuration, solver, iteration, hooks, launcher."""

@@ -1,0 +1,55 @@
+"""One process a device: Detectron2's launcher, with the CPU's cores and allocator taken care of."""
+
+import ctypes
+import os
+from collections.abc import Callable
+
+import torch
+from detectron2.engine import launch as detectron2_launch
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # <malloc.h>
+
+
+def launch(main: Callable, args) -> None:
+    """Runs ``main(args)`` in every process that --num-gpus and --num-machines ask for.
+
+    Raises:
+        ValueError: more processes a machine than it has GPUs.
+    """
+    available = torch.cuda.device_count()
+    if available and args.num_gpus > available:
+        raise ValueError(f"--num-gpus {args.num_gpus}, but this machine has {available} GPUs")
+    if args.num_gpus > 1 and not available:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.num_gpus))
+    detectron2_launch(
+        _prepared,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(main, args),
+    )
+
+
+def _prepared(main: Callable, args):
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+        if args.num_gpus > 1:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.num_gpus))
+    main(args)
+
+
+def keep_freed_memory() -> None:
+    """Keeps glibc from giving large freed blocks back to the kernel.
+
+    A training step on a CPU allocates the same large tensors again and again; by default each is
+    mapped afresh and its pages are faulted in one by one, which takes longer than many operations
+    on them. Elsewhere than on glibc nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_TOP_PAD, 64 * 2**20)

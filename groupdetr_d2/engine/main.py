@@ -1,0 +1,57 @@
+"""What train_net.py does in every process."""
+
+import contextlib
+import logging
+import sys
+
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..checkpoint import CheckpointError, GroupCheckpointer
+from ..data.checks import DatasetError
+from ..data.loader import ImageReadError
+from .setup import CUSTOM_FLAGS, ConfigError, check_data, setup_config
+from .train_step import NonFiniteLossError
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+USER_ERRORS = (CheckpointError, ConfigError, DatasetError, ImageReadError, NonFiniteLossError)
+
+
+def build_parser():
+    """Detectron2's arguments and those of one's own data."""
+    parser = default_argument_parser()
+    for flag in CUSTOM_FLAGS:
+        what = "COCO-format annotations" if flag.endswith("json") else "folder of the images"
+        help_text = f"{what} of your own {flag.split('_')[0]} set"
+        parser.add_argument(
+            f"--{flag.replace('_', '-')}", default="", metavar="PATH", help=help_text
+        )
+    return parser
+
+
+def main(args):
+    """Evaluates with --eval-only, else trains; returns the evaluation's results."""
+    cfg = setup_config(args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="groupdetr_d2")
+    default_setup(cfg, args)
+    check_data(cfg)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = GroupCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        return Trainer.test(cfg, model)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+@contextlib.contextmanager
+def report_errors():
+    """Prints what a user can mend as one message, without a traceback, and exits with 1."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        logging.getLogger("groupdetr_d2").debug("", exc_info=error)
+        sys.exit(f"error: {error}")

@@ -1,0 +1,61 @@
+"""The lines that a training prints, and its memory."""
+
+import datetime
+import logging
+import time
+
+import torch
+from detectron2.utils.events import EventWriter, get_event_storage
+
+logger = logging.getLogger(__name__)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The highest memory so far: of the GPU's allocator, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+class ProgressPrinter(EventWriter):
+    """Prints epoch, ETA, the last decoder layer's losses, rates, times and memory.
+
+    Args:
+        epoch_iters: iterations of one epoch.
+    """
+
+    def __init__(self, max_iter: int, epoch_iters: float, device: torch.device):
+        self.max_iter, self.epoch_iters, self.device = max_iter, epoch_iters, device
+        self.last: tuple[int, float] | None = None
+
+    def write(self):
+        """Prints one line."""
+        storage = get_event_storage()
+        iteration = storage.iter + 1
+        if storage.iter == self.max_iter:
+            return
+        latest = storage.latest_with_smoothing_hint(20)
+        parts = [
+            f"epoch {iteration / self.epoch_iters:.2f}/{self.max_iter / self.epoch_iters:.4g}",
+            f"iter {iteration}/{self.max_iter}",
+            f"eta {self._eta(iteration)}",
+        ]
+        shown = ("total_loss", "loss_class", "loss_bbox", "loss_giou")
+        parts += [f"{name} {latest[name][0]:.4g}" for name in shown if name in latest]
+        if "lr" in latest:
+            parts.append(f"lr {latest['lr'][0]:.3g}")
+        for name in ("time", "data_time", "match_time"):
+            if name in latest:
+                parts.append(f"{name} {latest[name][0]:.4f}")
+        parts.append(f"memory {peak_memory_mib(self.device):.0f}M")
+        logger.info("  ".join(parts))
+
+    def _eta(self, iteration: int) -> str:
+        now = time.perf_counter()
+        if self.last is None or self.last[0] == iteration:
+            self.last = self.last or (iteration, now)
+            return "?"
+        seconds = (now - self.last[1]) / (iteration - self.last[0])
+        return str(datetime.timedelta(seconds=int(seconds * (self.max_iter - iteration))))

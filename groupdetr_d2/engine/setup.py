@@ -1,0 +1,124 @@
+"""From a yaml and the command line to a checked, frozen configuration."""
+
+import difflib
+import logging
+import os
+import re
+from argparse import Namespace
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
+
+from ..config import add_groupdetr_config
+from ..data.checks import DatasetError, check_classes
+from ..data.custom import register_custom_datasets
+from ..data.shapes import register_shapes
+
+logger = logging.getLogger(__name__)
+CUSTOM_FLAGS = ("train_json", "train_images", "val_json", "val_images")
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message names the key and the remedy."""
+
+
+def build_config(config_file: str = "", opts: list | None = None) -> CfgNode:
+    """The configuration of a yaml with overrides, not frozen.
+
+    Raises:
+        ConfigError: a file or key does not exist; the nearest known key is named.
+    """
+    cfg = get_cfg()
+    add_groupdetr_config(cfg)
+    if config_file and not os.path.isfile(config_file):
+        raise ConfigError(f"the configuration file {config_file} does not exist")
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file)
+        cfg.merge_from_list(list(opts or []))
+    except (KeyError, AssertionError, ValueError) as error:
+        raise ConfigError(_explain(error, cfg, config_file)) from error
+    return cfg
+
+
+def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
+    text = str(error.args[0] if error.args else error)
+    match = re.search(r"Non-existent (?:config )?key: ([\w.]+)", text)
+    if not match:
+        return f"{config_file or 'the command line'}: {text}"
+    key = match[1]
+    near = difflib.get_close_matches(key, _all_keys(cfg), n=1, cutoff=0)
+    return (
+        f"{key} (in {config_file} or on the command line) is no known key; the nearest is {near[0]}"
+    )
+
+
+def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in cfg.items():
+        keys.append(prefix + key)
+        if isinstance(value, CfgNode):
+            keys.extend(_all_keys(value, f"{prefix}{key}."))
+    return keys
+
+
+def setup_config(args: Namespace) -> CfgNode:
+    """The frozen configuration of a run: data sets registered, device, seed and classes settled.
+
+    Args:
+        args: `config_file`, `opts`, and the paths of one's own data set if there are any.
+    """
+    cfg = build_config(args.config_file, args.opts)
+    for flag in CUSTOM_FLAGS:
+        if getattr(args, flag, None):
+            cfg.DATASETS.CUSTOM[flag.upper()] = getattr(args, flag)
+    settle_config(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def settle_config(cfg: CfgNode) -> None:
+    """Replaces what is left open by what this machine and the data say, and checks it."""
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.SEED < 0:
+        cfg.SEED = comm.shared_random_seed()
+    register_custom_datasets(cfg)
+    register_shapes(cfg)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name not in DatasetCatalog.list():
+            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+            raise DatasetError(
+                f"data set {name} is not registered; near names: {', '.join(near) or 'none'}. For "
+                "your own data use --train-json, --train-images, --val-json and --val-images"
+            )
+    _check_batch(cfg)
+
+
+def check_data(cfg: CfgNode) -> None:
+    """Class counts of the data sets; separate because it reads the annotation files."""
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        try:
+            DatasetCatalog.get(name)
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"data set {name}: {error.filename} does not exist. Set $DETECTRON2_DATASETS to "
+                f"the folder that holds coco/ (now {os.getenv('DETECTRON2_DATASETS', 'datasets')}), "
+                "or name your own data with --train-json and so on"
+            ) from error
+    check_classes(cfg)
+
+
+def _check_batch(cfg: CfgNode) -> None:
+    world_size = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % world_size:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a multiple of the number "
+            f"of processes ({world_size})"
+        )
+    if cfg.SOLVER.AMP.DTYPE not in ("float16", "bfloat16"):
+        raise ConfigError(
+            f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; it can be float16 or bfloat16"
+        )

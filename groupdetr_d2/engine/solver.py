@@ -1,0 +1,23 @@
+"""The optimizer of every DETR here: AdamW in two parameter groups."""
+
+import torch
+from torch import nn
+
+
+def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW; the backbone learns at SOLVER.BACKBONE_MULTIPLIER of the rate, all else at BASE_LR.
+
+    As in the official codes, weight decay applies to every parameter, norms and biases included.
+    """
+    if cfg.SOLVER.OPTIMIZER != "ADAMW":
+        raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; it can be ADAMW")
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    backbone = [p for name, p in trained if "backbone." in name]
+    rest = [p for name, p in trained if "backbone." not in name]
+    lr = cfg.SOLVER.BASE_LR
+    groups = [
+        {"params": rest, "lr": lr},
+        {"params": backbone, "lr": lr * cfg.SOLVER.BACKBONE_MULTIPLIER},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)

@@ -1,0 +1,162 @@
+"""Training on Detectron2's `DefaultTrainer`: its hooks, evaluation and checkpoint layout."""
+
+import logging
+import os
+import weakref
+
+import torch
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from torch import nn
+
+from ..checkpoint import GroupCheckpointer
+from ..data.checks import check_annotations
+from ..data.loader import build_test_loader, build_train_loader
+from .progress import ProgressPrinter
+from .report import ReportHook
+from .run_info import RunInfo
+from .solver import build_optimizer
+from .train_step import TrainStep
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Builds everything a training needs from a settled configuration."""
+
+    def __init__(self, cfg):
+        # DefaultTrainer's own constructor cannot do DDP on a CPU; this is its order of things
+        super(DefaultTrainer, self).__init__()
+        self.cfg = cfg
+        self.dataset_dicts = load_training_set(cfg)
+        self.raw_model = self.build_model(cfg)
+        optimizer = build_optimizer(cfg, self.raw_model)
+        self._trainer = TrainStep(
+            wrap_for_processes(self.raw_model),
+            None,
+            optimizer,
+            clip_norm=clip_norm_of(cfg),
+            amp_dtype=getattr(torch, cfg.SOLVER.AMP.DTYPE) if cfg.SOLVER.AMP.ENABLED else None,
+            seed=cfg.SEED,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = GroupCheckpointer(
+            self.raw_model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), run=RunInfo(cfg)
+        )
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    @property
+    def epoch_iters(self) -> float:
+        """Iterations of one epoch."""
+        return len(self.dataset_dicts) / self.cfg.SOLVER.IMS_PER_BATCH
+
+    def train(self):
+        """Runs the iterations that are left; returns the last evaluation's results, if any."""
+        seed_cfg = self.cfg.clone()
+        seed_cfg.defrost()
+        seed_cfg.SEED = self._trainer.seed  # of the run that is resumed, if one is
+        self._trainer.data_loader = build_train_loader(
+            seed_cfg, self.dataset_dicts, self.start_iter
+        )
+        super().train()
+        return getattr(self, "_last_eval_results", None)
+
+    @classmethod
+    def build_model(cls, cfg) -> nn.Module:
+        """The model on its device; the log gets its size rather than its printout."""
+        torch.manual_seed(cfg.SEED)
+        model = build_model(cfg)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in model.parameters())
+        logger.info(
+            "%s, %s, K = %d groups of N = %d queries: %.2f M parameters, %.2f M of them trained",
+            cfg.MODEL.META_ARCHITECTURE,
+            cfg.MODEL.DETR.VARIANT,
+            cfg.MODEL.DETR.NUM_GROUPS,
+            cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
+            total / 1e6,
+            trained / 1e6,
+        )
+        return model
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        """See :func:`groupdetr_d2.data.loader.build_test_loader`."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        """COCO's box AP, with the predictions kept beside the run."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        return COCOEvaluator(dataset_name, ("bbox",), output_dir=folder)
+
+    def build_hooks(self):
+        """Timing, schedule, checkpoints (before evaluation), evaluation, writers, report."""
+        cfg = self.cfg
+        built = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if comm.is_main_process():
+            period = cfg.SOLVER.CHECKPOINT_PERIOD
+            built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
+        if cfg.DATASETS.TEST:
+            built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if comm.is_main_process():
+            built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+            built.append(ReportHook(cfg, self.raw_model))
+        return built
+
+    def _evaluate(self):
+        self._last_eval_results = self.test(self.cfg, self.raw_model)
+        return self._last_eval_results
+
+    def build_writers(self):
+        """The progress line, metrics.json and tensorboard."""
+        folder = self.cfg.OUTPUT_DIR
+        os.makedirs(folder, exist_ok=True)
+        return [
+            ProgressPrinter(self.max_iter, self.epoch_iters, self._trainer.device),
+            JSONWriter(os.path.join(folder, "metrics.json")),
+            TensorboardXWriter(folder),
+        ]
+
+
+def load_training_set(cfg) -> list[dict]:
+    """The checked dataset dicts of all training sets together."""
+    dicts = []
+    for name in cfg.DATASETS.TRAIN:
+        found = get_detection_dataset_dicts(
+            [name], filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+        dicts += check_annotations(name, found)
+    empty = sum(not d["annotations"] for d in dicts)
+    logger.info("%d training images, %d of them without objects", len(dicts), empty)
+    most = max(len(d["annotations"]) for d in dicts)
+    if most > cfg.MODEL.DETR.NUM_OBJECT_QUERIES:
+        logger.warning(
+            "an image has %d objects, more than MODEL.DETR.NUM_OBJECT_QUERIES (%d): some of them "
+            "can never be found",
+            most,
+            cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
+        )
+    return dicts
+
+
+def wrap_for_processes(model: nn.Module) -> nn.Module:
+    """DistributedDataParallel where there are several processes; on a CPU without device ids."""
+    if next(model.parameters()).device.type == "cpu":
+        return create_ddp_model(model, broadcast_buffers=False, device_ids=None)
+    return create_ddp_model(model, broadcast_buffers=False)
+
+
+def clip_norm_of(cfg) -> float:
+    """The bound on the norm of all gradients together, 0 for none."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE != "full_model":
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; it can be full_model"
+        )
+    return clip.CLIP_VALUE if clip.ENABLED else 0.0

@@ -1,0 +1,1 @@
+"""What Detectron2's evaluators lack."""

@@ -1,0 +1,80 @@
+"""Pictures: boxes on images, sheets of images, training curves."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def class_colour(index: int) -> tuple[int, int, int]:
+    """A bright colour of its own for every class, BGR."""
+    hue = np.uint8([[[index * 47 % 180, 200, 255]]])
+    return tuple(int(c) for c in cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0])
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes_xyxy: np.ndarray,
+    classes: Sequence[int],
+    names: Sequence[str],
+    scores: Sequence[float] | None = None,
+) -> np.ndarray:
+    """A copy of a (H, W, 3) BGR image with boxes, class names and scores."""
+    image = image.copy()
+    size = max(0.3, min(image.shape[:2]) / 1000)
+    for i, (box, category) in enumerate(zip(boxes_xyxy, classes, strict=True)):
+        x0, y0, x1, y1 = (int(round(float(v))) for v in box)
+        colour = class_colour(int(category))
+        cv2.rectangle(image, (x0, y0), (x1, y1), colour, max(1, round(2 * size)))
+        text = names[int(category)] + ("" if scores is None else f" {scores[i]:.2f}")
+        for thickness, ink in ((3, (0, 0, 0)), (1, colour)):
+            cv2.putText(image, text, (x0, max(9, y0 - 2)), FONT, size, ink, thickness, cv2.LINE_AA)
+    return image
+
+
+def sheet(tiles: Sequence[np.ndarray], columns: int, side: int = 320) -> np.ndarray:
+    """Images side by side, row by row, each scaled into a square of `side` pixels."""
+    cells = []
+    for tile in tiles:
+        scale = side / max(tile.shape[:2])
+        tile = cv2.resize(tile, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        below, right = side - tile.shape[0], side - tile.shape[1]
+        cells.append(cv2.copyMakeBorder(tile, 0, below, 0, right, cv2.BORDER_CONSTANT))
+    missing = -len(cells) % columns
+    cells += [np.zeros((side, side, 3), np.uint8)] * missing
+    rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
+    return np.vstack(rows)
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The records of a run's metrics.json, those of an earlier attempt replaced by later ones."""
+    by_iteration: dict[int, dict] = {}
+    path = folder / "metrics.json"
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        record = json.loads(line)
+        by_iteration.setdefault(record["iteration"], {}).update(record)
+    return [by_iteration[i] for i in sorted(by_iteration)]
+
+
+def draw_curves(folder: Path, out: Path) -> None:
+    """Total loss and AP over iterations, from a run's metrics.json."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    records = read_metrics(folder)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    for axis, key, title in ((left, "total_loss", "training loss"), (right, "bbox/AP", "AP")):
+        points = [(r["iteration"], r[key]) for r in records if key in r]
+        if points:
+            axis.plot(*zip(*points, strict=True), marker="." if axis is right else None)
+        axis.set(title=title, xlabel="iteration")
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,102 @@
+"""A checkpoint and an image in, detections and a picture out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+
+from .checkpoint import CheckpointError, GroupCheckpointer
+from .engine.setup import build_config
+from .evaluation.drawing import draw_boxes
+
+
+@dataclass
+class Detections:
+    """What was found on one image."""
+
+    image: np.ndarray  # (H, W, 3) BGR
+    instances: Instances  # pred_boxes xyxy in pixels, scores, pred_classes; on the CPU
+    names: list[str]  # of the classes
+
+    def draw(self) -> np.ndarray:
+        """The image with boxes, (H, W, 3) BGR."""
+        found = self.instances
+        boxes = found.pred_boxes.tensor
+        return draw_boxes(self.image, boxes, found.pred_classes, self.names, found.scores)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the picture."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), self.draw())
+
+
+class Predictor:
+    """A trained model, ready for single images.
+
+    Args:
+        weights: a checkpoint of this package; it carries its configuration and class names.
+        threshold: detections with a lower score are left out.
+        opts: overrides of the configuration, ``["KEY", value, ...]``.
+
+    Raises:
+        CheckpointError: the file is none of this package's checkpoints.
+    """
+
+    def __init__(self, weights: str | Path, *, threshold: float = 0.5, opts: list | None = None):
+        checkpoint = read_checkpoint(weights)
+        self.threshold = threshold
+        self.names = checkpoint["run"]["classes"]
+        self.cfg = config_of(checkpoint)
+        self.cfg.merge_from_list(list(opts or []))
+        if self.cfg.MODEL.DEVICE == "auto":
+            self.cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = build_model(self.cfg).eval()
+        GroupCheckpointer(self.model).load(str(weights), checkpointables=[])
+        sizes = (self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
+        self.resize = T.ResizeShortestEdge(*sizes)
+
+    @torch.no_grad()
+    def __call__(self, image: str | Path | np.ndarray) -> Detections:
+        """Detects on a file or a (H, W, 3) BGR array."""
+        if not isinstance(image, np.ndarray):
+            image = read_image(str(image), format="BGR")
+        rgb = image if self.cfg.INPUT.FORMAT == "BGR" else image[:, :, ::-1]
+        resized = self.resize.get_transform(rgb).apply_image(rgb)
+        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        height, width = image.shape[:2]
+        inputs = [{"image": tensor, "height": height, "width": width}]
+        found = self.model(inputs)[0]["instances"].to("cpu")
+        return Detections(image, found[found.scores >= self.threshold], self.names)
+
+
+def read_checkpoint(weights: str | Path) -> dict:
+    """A checkpoint with its run information.
+
+    Raises:
+        CheckpointError: the file does not exist or has none.
+    """
+    if not Path(weights).is_file():
+        raise CheckpointError(f"the checkpoint {weights} does not exist")
+    checkpoint = GroupCheckpointer(torch.nn.Module())._load_file(str(weights))
+    if "run" not in checkpoint:
+        raise CheckpointError(
+            f"{weights} does not say which configuration it belongs to: it is no checkpoint of a "
+            "groupdetr_d2 training"
+        )
+    return checkpoint
+
+
+def config_of(checkpoint: dict):
+    """The configuration that a checkpoint was trained with, for this machine's device."""
+    content = yaml.safe_load(checkpoint["run"]["config"])
+    content["MODEL"]["DEVICE"] = "auto"
+    cfg = build_config()
+    cfg.merge_from_other_cfg(type(cfg)(content))
+    return cfg

@@ -1,0 +1,45 @@
+"""Packaging; the exact versions that are tested together stand in requirements/constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="groupdetr_d2",
+    version="0.1.0",
+    description="Group DETR (ICCV 2023) for every DETR of the paper, as a Detectron2 plugin",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["groupdetr_d2*"]),
+    install_requires=[
+        # Detectron2 is not listed: there is no official wheel, see README.md, "Installation"
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "scipy>=1.10",
+        "fvcore>=0.1.5.post20221221",
+        "pycocotools>=2.0.7",
+        "opencv-python-headless>=4.8",
+    ],
+    extras_require={
+        # what Detectron2 itself imports, for installations of it without dependencies
+        "detectron2": [
+            "numpy<2",
+            "setuptools<81",
+            "iopath>=0.1.9",
+            "omegaconf>=2.3,<2.4",
+            "hydra-core>=1.3,<1.4",
+            "matplotlib",
+            "tensorboard",
+            "cloudpickle",
+            "tabulate",
+            "termcolor",
+            "yacs",
+            "pillow",
+            "tqdm",
+        ],
+        "test": ["pytest>=8"],
+        "dev": ["pytest>=8", "ruff>=0.5"],
+    },
+)

@@ -1,0 +1,91 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+from groupdetr_d2.engine.setup import build_config
+
+ROOT = Path(__file__).resolve().parent.parent
+# real images and weights, never part of the repository; see docs/results.md for what they are
+DATA = Path(os.getenv("GROUPDETR_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+# makes any model small enough for a test, whatever its yaml says
+SHRINK = [
+    *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "SEED", 0),
+    *("MODEL.DETR.HIDDEN_DIM", 32, "MODEL.DETR.NHEADS", 4, "MODEL.DETR.DIM_FEEDFORWARD", 48),
+    *("MODEL.DETR.NUM_OBJECT_QUERIES", 6, "MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 3),
+    *("MODEL.DETR.DROPOUT", 0.0, "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0),
+]
+# and its backbone, where a test is not about the backbone
+SMALL_BACKBONE = [
+    *("MODEL.BACKBONE.NAME", "build_small_resnet_backbone", "MODEL.BACKBONE.FREEZE_AT", 0),
+    *("MODEL.SMALL_RESNET.CHANNELS", [32, 32, 32], "MODEL.RESNETS.NORM", "GN"),
+    *("MODEL.RESNETS.OUT_FEATURES", ["res3"], "MODEL.DETR.IN_FEATURES", ["res3"]),
+]
+
+
+def all_configs():
+    """Every yaml of configs/ that a user can train."""
+    return sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))
+
+
+def small_config(
+    config="configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml", num_groups=1, *opts
+):
+    groups = ["MODEL.DETR.NUM_GROUPS", num_groups]
+    return build_config(str(ROOT / config), [*SHRINK, *SMALL_BACKBONE, *groups, *opts])
+
+
+def small_model(
+    num_groups=1, *opts, config="configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml"
+):
+    torch.manual_seed(0)
+    model = build_model(small_config(config, num_groups, *opts))
+    randomize_heads(model)
+    return model
+
+
+def randomize_heads(model):
+    """The last box layer starts at zero, which would hide differences between queries."""
+    generator = torch.Generator().manual_seed(1)
+    for head in model.head.predictor.layer_box_heads:
+        with torch.no_grad():
+            weight = head.layers[-1].weight
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+
+
+def make_image(height, width, num_objects, seed, num_classes=80):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(num_objects, 2, generator=generator) * 0.5
+    extent = torch.rand(num_objects, 2, generator=generator) * 0.4 + 0.1
+    instances = Instances((height, width))
+    scale = torch.tensor([width, height, width, height])
+    instances.gt_boxes = Boxes(torch.cat([corner, corner + extent], 1) * scale)
+    instances.gt_classes = torch.randint(num_classes, (num_objects,), generator=generator)
+    image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+    return {
+        "image": image,
+        "instances": instances,
+        "height": height,
+        "width": width,
+        "file_name": f"image_{seed}.jpg",
+    }
+
+
+def make_batch(counts=(3, 2), sizes=((64, 96), (96, 64)), num_classes=80):
+    """Images of different sizes, so that the batch is padded."""
+    sizes = [sizes[i % len(sizes)] for i in range(len(counts))]
+    return [
+        make_image(h, w, n, seed, num_classes)
+        for seed, (n, (h, w)) in enumerate(zip(counts, sizes, strict=True))
+    ]
+
+
+@pytest.fixture
+def shared_data():
+    if not DATA.is_dir():
+        pytest.skip(f"{DATA} with real images and weights is absent (set GROUPDETR_TEST_DATA)")
+    return DATA
