@@ -22,7 +22,7 @@ SHRINK = [
 # and its backbone, where a test is not about the backbone
 SMALL_BACKBONE = [
     *("MODEL.BACKBONE.NAME", "build_small_resnet_backbone", "MODEL.BACKBONE.FREEZE_AT", 0),
-    *("MODEL.SMALL_RESNET.CHANNELS", [32, 32, 32], "MODEL.RESNETS.NORM", "GN"),
+    *("MODEL.SMALL_RESNET.CHANNELS", [32, 32, 64], "MODEL.RESNETS.NORM", "GN"),
     *("MODEL.RESNETS.OUT_FEATURES", ["res3"], "MODEL.DETR.IN_FEATURES", ["res3"]),
 ]
 

@@ -9,6 +9,8 @@ import re
 import torch
 from torch import Tensor
 
+from .checkpointer import CheckpointError
+
 # rows of the official 91-column heads (index = COCO category id) that are COCO's 80 classes
 COCO_CATEGORY_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 
@@ -86,7 +88,7 @@ def convert_state_dict(
     bank = converted.get("head.queries.bank.weight")
     if bank is not None:
         if len(bank) % num_queries:
-            raise ValueError(
+            raise CheckpointError(
                 f"query_embed.weight has {len(bank)} rows, which are no whole number of groups of "
                 f"{num_queries} queries: set MODEL.DETR.NUM_OBJECT_QUERIES to the checkpoint's"
             )

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+from detectron2.modeling import build_model
 
 from ..checkpoint import CheckpointError
 from ..checkpoint import conditional_detr as conditional_detr_source
@@ -47,9 +48,13 @@ def convert_file(args: argparse.Namespace) -> None:
     shape = converted.get("head.queries.bank.shape")
     if shape is not None:
         detr.NUM_GROUPS = int(shape[0])
+    own = own_shapes(cfg)
+    names = {key: module.convert_key(key) for key in official}
+    homeless += [key for key, name in names.items() if name is not None and name not in own]
     for key in homeless:
         sys.stdout.write(f"no home for {key} {tuple(official[key].shape)}\n")
-    check_complete(cfg, converted, args.input)
+    converted = {key: value for key, value in converted.items() if key in own}
+    check_complete(own, converted, args.input)
     torch.save({"model": converted, "run": RunInfo(cfg).state_dict()}, args.output)
     sys.stdout.write(
         f"{args.output}: {len(converted)} tensors, K = {detr.NUM_GROUPS} groups of N = "
@@ -71,23 +76,25 @@ def read_official(path: str) -> dict[str, torch.Tensor]:
     return loaded.get("model", loaded)
 
 
-def check_complete(cfg, converted: dict[str, torch.Tensor], path: str) -> None:
-    """Raises unless every tensor of our model is there in its shape."""
-    from detectron2.modeling import build_model
-
+def own_shapes(cfg) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes of the configuration's model."""
     cfg.MODEL.DEVICE = "cpu"
-    own = {key: tuple(value.shape) for key, value in build_model(cfg).state_dict().items()}
+    return {key: tuple(value.shape) for key, value in build_model(cfg).state_dict().items()}
+
+
+def check_complete(
+    own: dict[str, tuple[int, ...]], converted: dict[str, torch.Tensor], path: str
+) -> None:
+    """Raises unless every tensor of our model is there in its shape."""
     empty = [key for key in own if key not in converted]
     wrong = [
-        f"{key} {tuple(converted[key].shape)} instead of {own[key]}"
-        for key in own.keys() & converted.keys()
-        if tuple(converted[key].shape) != own[key]
+        f"{key} {tuple(value.shape)} instead of {own[key]}"
+        for key, value in converted.items()
+        if tuple(value.shape) != own[key]
     ]
-    unknown = sorted(converted.keys() - own.keys())
-    if empty or wrong or unknown:
+    if empty or wrong:
         raise CheckpointError(
             f"{path} does not fit the model of the configuration. Empty: {empty[:8]} "
-            f"({len(empty)}). Other shape: {sorted(wrong)[:8]} ({len(wrong)}). Unknown: "
-            f"{unknown[:8]} ({len(unknown)}). Give the model's yaml with --config-file, and what "
-            "differs from it as KEY VALUE pairs"
+            f"({len(empty)}). Other shape: {wrong[:8]} ({len(wrong)}). Give the model's yaml with "
+            "--config-file, and what differs from it as KEY VALUE pairs"
         )

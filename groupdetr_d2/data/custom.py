@@ -38,8 +38,10 @@ def _register(json_file: str, image_root: str, which: str, cfg) -> str:
     classes = read_classes(json_file)
     cfg.MODEL.DETR.NUM_CLASSES = len(classes)
     name = f"{Path(json_file).stem}@{os.path.abspath(json_file)}"
-    if name not in DatasetCatalog.list():
-        register_coco_instances(name, {}, json_file, image_root)
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_coco_instances(name, {}, json_file, image_root)
     MetadataCatalog.get(name).set(thing_classes=classes, bad_boxes=cfg.DATASETS.CUSTOM.BAD_BOXES)
     return name
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 logger = logging.getLogger(__name__)
 
 CLASSES = ("circle", "ring", "square", "diamond", "triangle", "cross")
-MIN_VISIBLE = 0.45  # of an object's pixels, after everything is drawn
+MIN_VISIBLE = 0.5  # of an object's pixels, after everything is drawn
 VERSION = 1  # counts changes of what is drawn, so that an old cache is not taken for a new one
 
 
@@ -60,6 +60,7 @@ def register_shapes(cfg) -> None:
         folder = generate_shapes(wanted[name], root)
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
         register_coco_instances(name, {}, str(folder / "annotations.json"), str(folder / "images"))
 
 
@@ -122,7 +123,7 @@ def draw_image(
         areas.append(mask.sum())
         objects.append((category, cv2.boundingRect(mask.astype(np.uint8))))
         picture[mask] = _texture(rng, size)[mask]
-    noise = rng.normal(0, 12, picture.shape)
+    noise = rng.normal(0, 8, picture.shape)
     return np.clip(picture + noise, 0, 255).astype(np.uint8), objects
 
 
@@ -130,7 +131,7 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     """Smooth colour blobs with lines across them."""
     coarse = rng.integers(40, 216, (4, 4, 3)).astype(np.float32)
     picture = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
-    for _ in range(int(rng.integers(4, 10))):
+    for _ in range(int(rng.integers(2, 6))):
         ends = rng.integers(0, size, 4).tolist()
         colour = rng.integers(0, 256, 3).tolist()
         cv2.line(picture, ends[:2], ends[2:], colour, int(rng.integers(1, 3)), cv2.LINE_AA)
@@ -143,13 +144,13 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     y, x = np.mgrid[:size, :size]
     stripes = np.sin((x * np.cos(direction) + y * np.sin(direction)) * 2 * np.pi / period) > 0
     first = rng.integers(0, 256, 3)
-    second = np.clip(first + rng.integers(-90, 91, 3), 0, 255)
+    second = np.clip(first + rng.integers(-50, 51, 3), 0, 255)
     return np.where(stripes[..., None], first, second).astype(np.float32)
 
 
 def _random_mask(rng: np.random.Generator, category: int, size: int) -> np.ndarray:
     """The pixels of one object, (H, W) bool, wholly inside the image."""
-    radius = size * rng.uniform(0.04, 0.14)
+    radius = size * rng.uniform(0.08, 0.2)
     center = rng.uniform(radius + 1, size - radius - 1, 2)
     angle = rng.uniform(-0.2, 0.2)
     aspect = rng.uniform(0.7, 1.0)

@@ -47,7 +47,8 @@ def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
     text = str(error.args[0] if error.args else error)
     match = re.search(r"Non-existent (?:config )?key: ([\w.]+)", text)
     if not match:
-        return f"{config_file or 'the command line'}: {text}"
+        hint = "; options such as --resume come before KEY VALUE pairs" if "pairs" in text else ""
+        return f"{config_file or 'the command line'}: {text}{hint}"
     key = match[1]
     near = difflib.get_close_matches(key, _all_keys(cfg), n=1, cutoff=0)
     return (

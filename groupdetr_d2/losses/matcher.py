@@ -43,7 +43,8 @@ def match_groups(costs: list[Tensor], groups: QueryGroups) -> Matches:
     images, queries, targets, first_target = [], [], [], 0
     for b, (part, cost) in enumerate(zip(parts, costs, strict=True)):
         num_layers, _, num_targets = cost.shape
-        grouped = part.reshape(num_layers, -1, groups.num_queries, num_targets)  # (L, K, N, T)
+        shape = (num_layers, groups.num_groups, groups.num_queries, num_targets)
+        grouped = part.reshape(shape)  # (L, K, N, T)
         query, target = _assign(grouped, groups)  # (L, K*min(N, T)) each
         queries.append(query)
         targets.append(target + first_target)

@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from groupdetr_d2.groups import QueryGroups
+from groupdetr_d2.losses.box2d import (
+    focal_cost,
+    focal_loss,
+    giou_cost,
+    giou_loss,
+    l1_cost,
+    l1_loss,
+)
+from groupdetr_d2.losses.criterion import SetCriterion, Term
+from groupdetr_d2.losses.matcher import NonFiniteCostError, match_groups
+from groupdetr_d2.structures import Matches, Predictions, Targets
+
+L, B, N, H = 3, 2, 6, 4
+
+
+def random_predictions(num_groups=1, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    q = num_groups * N
+    logits = torch.randn(L, B, q, H, generator=generator, dtype=dtype)
+    boxes = torch.rand(L, B, q, 4, generator=generator, dtype=dtype) * 0.5 + 0.2
+    return Predictions(logits.requires_grad_(), boxes.requires_grad_())
+
+
+def random_targets(counts, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(counts)
+    labels = torch.randint(H, (total,), generator=generator)
+    boxes = torch.rand(total, 4, generator=generator, dtype=dtype) * 0.4 + 0.3
+    return Targets(labels, boxes, list(counts))
+
+
+def box_criterion():
+    costs = [Term(focal_cost, 2.0), Term(l1_cost, 5.0), Term(giou_cost, 2.0)]
+    losses = {
+        "loss_class": Term(focal_loss, 2.0),
+        "loss_bbox": Term(l1_loss, 5.0),
+        "loss_giou": Term(giou_loss, 2.0),
+    }
+    return SetCriterion(costs, losses)
+
+
+@pytest.mark.parametrize("num_groups", [1, 3])
+@pytest.mark.parametrize("counts", [(4, 2), (0, 3), (0, 0), (N + 3, 1)])
+def test_batched_matching_equals_scipy_per_image_group_and_layer(num_groups, counts):
+    """Also with no targets, and with more targets than queries."""
+    groups = QueryGroups(N, num_groups)
+    costs = [torch.randn(L, num_groups * N, t) for t in counts]
+    matches = match_groups(costs, groups)
+    for layer in range(L):
+        found = {
+            (b, q, t)
+            for b, q, t in zip(
+                matches.image.tolist(),
+                matches.query[layer].tolist(),
+                matches.target[layer].tolist(),
+                strict=True,
+            )
+        }
+        expected = set()
+        for b, cost in enumerate(costs):
+            for k in range(num_groups):
+                queries, targets = linear_sum_assignment(cost[layer, k * N : (k + 1) * N].numpy())
+                first = sum(counts[:b])
+                expected |= {
+                    (b, q + k * N, t + first) for q, t in zip(queries, targets, strict=True)
+                }
+        assert found == expected
+        assert matches.query.shape[1] == num_groups * sum(min(N, t) for t in counts)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_non_finite_costs_name_the_images(value):
+    costs = [torch.zeros(L, N, 2), torch.zeros(L, N, 3)]
+    costs[1][2, 4, 1] = value
+    with pytest.raises(NonFiniteCostError) as caught:
+        match_groups(costs, QueryGroups(N))
+    assert caught.value.images == [1]
+
+
+def test_costs_come_to_the_host_in_one_transfer(monkeypatch):
+    transfers = []
+    original = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: transfers.append(x.shape) or original(x))
+    box_criterion().match(random_predictions(3), random_targets((4, 2)), QueryGroups(N, 3))
+    assert transfers == [torch.Size([L * 3 * N * 6])]
+
+
+def test_focal_loss_equals_the_formula():
+    predictions, targets = random_predictions(), random_targets((2, 1))
+    matches = Matches(
+        image=torch.tensor([0, 0, 1]),
+        query=torch.tensor([[1, 2, 3]] * L),
+        target=torch.tensor([[1, 0, 2]] * L),
+    )
+    onehot = torch.zeros(L, B, N, H)
+    for image, query, target in zip([0, 0, 1], [1, 2, 3], [1, 0, 2], strict=True):
+        onehot[:, image, query, targets.labels[target]] = 1
+    p = predictions.logits.sigmoid()
+    positive = -0.25 * (1 - p) ** 2 * p.log() * onehot
+    negative = -0.75 * p**2 * (1 - p).log() * (1 - onehot)
+    expected = (positive + negative).flatten(1).sum(1)
+    loss = focal_loss(predictions, targets, matches)
+    torch.testing.assert_close(loss, expected)
+    found = torch.autograd.grad(loss.sum(), predictions.logits)[0]
+    wanted = torch.autograd.grad(expected.sum(), predictions.logits)[0]
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_costs_by_hand():
+    predictions = Predictions(torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[0.5, 0.5, 0.2, 0.2]]]))
+    targets = Targets(torch.tensor([1]), torch.tensor([[0.5, 0.6, 0.2, 0.2]]), [1])
+    p = 1 / (1 + np.exp(-2.0))
+    expected = 0.25 * (1 - p) ** 2 * -np.log(p) - 0.75 * p**2 * -np.log(1 - p)
+    assert focal_cost(predictions, targets).item() == pytest.approx(expected, rel=1e-4)
+    assert l1_cost(predictions, targets).item() == pytest.approx(0.1)
+    overlap, union, hull = 0.2 * 0.1, 2 * 0.04 - 0.02, 0.2 * 0.3
+    assert giou_cost(predictions, targets).item() == pytest.approx(
+        -(overlap / union - (hull - union) / hull), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("counts", [(4, 2), (0, 3), (0, 0), (N + 3, 1)])
+def test_loss_of_k_copies_equals_the_loss_of_one(counts):
+    one, targets = random_predictions(), random_targets(counts)
+    copies = Predictions(one.logits.repeat(1, 1, 3, 1), one.boxes.repeat(1, 1, 3, 1))
+    alone = box_criterion()(one, targets, QueryGroups(N))
+    together = box_criterion()(copies, targets, QueryGroups(N, 3))
+    assert alone.keys() == together.keys() and len(alone) == 3 * L
+    for name in alone:
+        torch.testing.assert_close(alone[name], together[name])
+
+
+@pytest.mark.parametrize("counts", [(4, 2), (0, 0)])
+def test_losses_of_groups_are_the_mean_of_single_group_losses(counts):
+    predictions, targets = random_predictions(3), random_targets(counts)
+    together = box_criterion()(predictions, targets, QueryGroups(N, 3))
+    for name, value in together.items():
+        alone = [
+            box_criterion()(
+                Predictions(
+                    predictions.logits[:, :, k * N : (k + 1) * N],
+                    predictions.boxes[:, :, k * N : (k + 1) * N],
+                ),
+                targets,
+                QueryGroups(N),
+            )[name]
+            for k in range(3)
+        ]
+        torch.testing.assert_close(value, torch.stack(alone).mean())
+
+
+@pytest.mark.parametrize("counts", [(4, 2), (0, 3), (0, 0)])
+def test_every_prediction_gets_a_gradient_without_nan(counts):
+    predictions = random_predictions(2)
+    losses = box_criterion()(predictions, random_targets(counts), QueryGroups(N, 2))
+    sum(losses.values()).backward()
+    assert predictions.logits.grad.abs().sum() > 0
+    assert predictions.logits.grad.isfinite().all()
+    assert predictions.boxes.grad is not None and predictions.boxes.grad.isfinite().all()
