@@ -3,8 +3,8 @@
 
 import sys
 
-from groupdetr_d2.engine.main import build_parser, main, report_errors
 from groupdetr_d2.engine.launch import launch
+from groupdetr_d2.engine.main import build_parser, main, report_errors
 
 if __name__ == "__main__":
     args = build_parser().parse_args()

@@ -1,7 +1,7 @@
 """The rule that regenerates the weights, images and targets of the recorded official outputs.
 
 Weights are a function of the official key name, the shape and the seed alone: a normal draw from a
-generator seeded with (seed, crc32 of the key), scaled by rank, then changed by the case's overrides.
+generator seeded with (seed, crc32 of the key), scaled by rank and changed by overrides.
 """
 
 import hashlib

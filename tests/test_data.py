@@ -60,7 +60,7 @@ def test_own_data_needs_no_code(tmp_path):
     cfg = custom_config(tmp_path)
     settle_config(cfg)
     assert cfg.MODEL.DETR.NUM_CLASSES == 2
-    check_classes(cfg)
+    check_classes(cfg, cfg.DATASETS.TRAIN)
     dicts = load_training_set(cfg)
     assert len(dicts) == 3 and {a["category_id"] for d in dicts for a in d["annotations"]} == {0, 1}
     assert MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes == ["cat", "dog"]
@@ -117,10 +117,8 @@ def test_a_number_of_classes_unlike_the_data_is_named(tmp_path):
     cfg = custom_config(tmp_path)
     settle_config(cfg)
     cfg.MODEL.DETR.NUM_CLASSES = 80
-    for name in cfg.DATASETS.TRAIN:
-        DatasetCatalog.get(name)
     with pytest.raises(DatasetError, match="NUM_CLASSES is 80.*has 2 classes.*NUM_CLASSES 2"):
-        check_classes(cfg)
+        check_classes(cfg, cfg.DATASETS.TRAIN)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +171,10 @@ def test_batches_depend_on_seed_and_iteration_alone(tmp_path):
     later = batches(4, 2)
     cfg.DATALOADER.NUM_WORKERS = 2
     with_workers = batches(0, 6)
-    for a, b in [*zip(everything[4:], later, strict=True), *zip(everything, with_workers)]:
+    for a, b in [
+        *zip(everything[4:], later, strict=True),
+        *zip(everything, with_workers, strict=True),
+    ]:
         for x, y in zip(a, b, strict=True):
             assert x["file_name"] == y["file_name"] and torch.equal(x["image"], y["image"])
 

@@ -101,7 +101,8 @@ def save_losses_and_gradients(args):
     """
     model = small_model(2)
     share = make_batch((3, 0, 1, 5), sizes=((64, 96),))[comm.get_rank() :: comm.get_world_size()]
-    losses = wrap_for_processes(model)(share)
+    wrapped = wrap_for_processes(model)  # has to outlive backward
+    losses = wrapped(share)
     sum(losses.values()).backward()
     totals = {name: value.item() for name, value in losses.items()}
     gathered = comm.gather(totals)
@@ -144,7 +145,9 @@ def test_train_evaluate_resume_and_predict_from_the_command_line(tmp_path):
     out = tmp_path / "out"
     for name in ("metrics.json", "curves.png", "predictions.png", "model_final.pth", "config.yaml"):
         assert (out / name).stat().st_size > 0
-    assert re.search(r"epoch \S+  iter 6/6  eta .* lr .* data_time .* match_time .* memory", done.stdout)
+    assert re.search(
+        r"epoch \S+  iter 6/6  eta .* lr .* data_time .* match_time .* memory", done.stdout
+    )
     commands = dict(re.findall(r"^  (evaluate|continue|predict): python (.*)$", done.stdout, re.M))
     evaluation = train_net(*commands["evaluate"].removeprefix("train_net.py ").split())
     assert "Average Precision" in evaluation.stdout
@@ -169,7 +172,9 @@ def test_a_user_error_is_one_line_and_not_a_traceback(tmp_path):
 
 
 def test_unknown_keys_name_the_nearest_known_one():
-    with pytest.raises(ConfigError, match="MODEL.DETR.NUM_GROUP .*nearest is MODEL.DETR.NUM_GROUPS"):
+    with pytest.raises(
+        ConfigError, match="MODEL.DETR.NUM_GROUP .*nearest is MODEL.DETR.NUM_GROUPS"
+    ):
         build_config(opts=["MODEL.DETR.NUM_GROUP", 3])
     with pytest.raises(ConfigError, match="nowhere.yaml does not exist"):
         build_config("nowhere.yaml")

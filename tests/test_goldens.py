@@ -16,7 +16,11 @@ from .conftest import ROOT
 from .golden_rule import load_case, make_inputs, make_state_dict
 
 CASES = ("conditional_detr", "conditional_detr_dc5", "group_conditional_detr")
-LOSSES = {"loss_class": ("loss_ce", 2), "loss_bbox": ("loss_bbox", 5), "loss_giou": ("loss_giou", 2)}
+LOSSES = {
+    "loss_class": ("loss_ce", 2),
+    "loss_bbox": ("loss_bbox", 5),
+    "loss_giou": ("loss_giou", 2),
+}
 
 
 def golden_opts(name):
@@ -37,9 +41,7 @@ def golden_config(name):
 def case(request):
     spec, outputs = load_case(request.param)
     model = build_model(build_config(golden_config(request.param), golden_opts(request.param)))
-    converted, homeless = convert_state_dict(
-        make_state_dict(spec), num_queries=20, num_classes=91
-    )
+    converted, homeless = convert_state_dict(make_state_dict(spec), num_queries=20, num_classes=91)
     assert not homeless
     model.load_state_dict(converted)
     return request.param, spec, outputs, model

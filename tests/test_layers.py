@@ -47,6 +47,13 @@ def test_attend_equals_the_formula(masked, value_dim):
     torch.testing.assert_close(attend(q, k, v, 4, barred), expected)
 
 
+def test_padding_keys_for_a_gpu_changes_nothing():
+    q, k, v = torch.randn(2, 4, 7, 8), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
+    found = attention._device_attention(q, k, v, ~padding(2, 9), 0.0)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=~padding(2, 9))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("chunk", [1, 150, 10**6])
 def test_attention_with_dropout_equals_the_formula(monkeypatch, chunk):
     """With the mask taken out of the draw, and gradients checked numerically."""

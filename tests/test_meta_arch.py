@@ -62,9 +62,7 @@ def test_k_groups_in_one_pass_equal_k_single_group_passes():
             model.head.queries.bank.weight.copy_(moved)
         single = QueryGroups(N)
         found = model.predict(batch, single)
-        torch.testing.assert_close(
-            found.logits, predictions.logits.unflatten(2, (3, N))[:, :, k]
-        )
+        torch.testing.assert_close(found.logits, predictions.logits.unflatten(2, (3, N))[:, :, k])
         torch.testing.assert_close(found.boxes, predictions.boxes.unflatten(2, (3, N))[:, :, k])
         losses = model.criterion(found, model.build_targets(batch), single)
         alone.append(losses)
@@ -102,9 +100,7 @@ def test_evaluation_is_independent_of_k_and_of_other_groups():
         perturb_group(group, 1)
         for a, b in zip(expected, group(batch), strict=True):
             assert torch.equal(a["instances"].scores, b["instances"].scores)
-            assert torch.equal(
-                a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor
-            )
+            assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
 
 
 def test_training_without_dropout_and_evaluation_agree_on_the_primary_group():

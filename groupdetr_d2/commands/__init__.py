@@ -1,1 +1,4 @@
-"""The commands of `python -m groupdetr_d2`, a module each; its docstring's first line is its help."""
+"""The commands of `python -m groupdetr_d2`, a module each.
+
+The first line of a module's docstring is its help.
+"""

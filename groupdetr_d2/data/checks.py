@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 logger = logging.getLogger(__name__)
@@ -15,13 +15,15 @@ class DatasetError(ValueError):
     """A data set cannot be used as it is; the message names the file and the remedy."""
 
 
-def check_classes(cfg) -> None:
+def check_classes(cfg, names: Sequence[str]) -> None:
     """NUM_CLASSES must be the number of classes of every data set.
 
     Raises:
         DatasetError: naming the set and both numbers.
     """
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+    for name in names:
+        if MetadataCatalog.get(name).get("thing_classes") is None:
+            DatasetCatalog.get(name)  # reading the annotations sets the classes
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes is not None and len(classes) != cfg.MODEL.DETR.NUM_CLASSES:
             raise DatasetError(

@@ -1,4 +1,4 @@
-"""DETR's training augmentation (facebookresearch/detr, datasets/coco.py) from Detectron2's parts."""
+"""DETR's training augmentation (Carion et al., ECCV 2020) from Detectron2's parts."""
 
 from detectron2.data import transforms as T
 

@@ -48,6 +48,7 @@ class SeededMapper:
         self.mapper, self.seed = mapper, seed
 
     def __call__(self, dataset_dict: dict) -> dict:
+        """A dataset dict with "image" (3, H, W) and, in training, "instances"."""
         draw = dataset_dict.pop("draw", None)
         if draw is not None:
             np.random.seed(np.random.SeedSequence([self.seed, draw]).generate_state(4))
@@ -103,7 +104,8 @@ class TrainingSampler(Sampler):
         generator = torch.Generator().manual_seed(self.seed)
         numbers = itertools.count()
         while True:
-            yield from zip(numbers, torch.randperm(self.size, generator=generator).tolist())
+            order = torch.randperm(self.size, generator=generator).tolist()
+            yield from zip(itertools.islice(numbers, self.size), order, strict=True)
 
 
 def build_train_loader(cfg, dataset_dicts: list[dict], start_iter: int = 0):

@@ -129,28 +129,28 @@ def draw_image(
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     """Smooth colour blobs with lines across them."""
-    coarse = rng.integers(40, 216, (4, 4, 3)).astype(np.float32)
+    coarse = rng.integers(90, 166, (4, 4, 3)).astype(np.float32)
     picture = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
     for _ in range(int(rng.integers(2, 6))):
         ends = rng.integers(0, size, 4).tolist()
-        colour = rng.integers(0, 256, 3).tolist()
+        colour = rng.integers(60, 196, 3).tolist()
         cv2.line(picture, ends[:2], ends[2:], colour, int(rng.integers(1, 3)), cv2.LINE_AA)
     return picture
 
 
 def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Two colours in stripes of a random direction and width."""
+    """Two shades of a strong colour in stripes of a random direction and width."""
     direction, period = rng.uniform(0, np.pi), rng.uniform(4, 14)
     y, x = np.mgrid[:size, :size]
     stripes = np.sin((x * np.cos(direction) + y * np.sin(direction)) * 2 * np.pi / period) > 0
-    first = rng.integers(0, 256, 3)
-    second = np.clip(first + rng.integers(-50, 51, 3), 0, 255)
+    first = rng.permutation([rng.integers(200, 256), rng.integers(0, 256), rng.integers(0, 56)])
+    second = np.clip(first + rng.integers(-40, 41, 3), 0, 255)
     return np.where(stripes[..., None], first, second).astype(np.float32)
 
 
 def _random_mask(rng: np.random.Generator, category: int, size: int) -> np.ndarray:
     """The pixels of one object, (H, W) bool, wholly inside the image."""
-    radius = size * rng.uniform(0.08, 0.2)
+    radius = size * rng.uniform(0.08, 0.22)
     center = rng.uniform(radius + 1, size - radius - 1, 2)
     angle = rng.uniform(-0.2, 0.2)
     aspect = rng.uniform(0.7, 1.0)

@@ -4,12 +4,13 @@ import contextlib
 import logging
 import sys
 
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import CheckpointError, GroupCheckpointer
-from ..data.checks import DatasetError
+from ..data.checks import DatasetError, check_annotations
 from ..data.loader import ImageReadError
 from .setup import CUSTOM_FLAGS, ConfigError, check_data, setup_config
 from .train_step import NonFiniteLossError
@@ -36,7 +37,10 @@ def main(args):
     cfg = setup_config(args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="groupdetr_d2")
     default_setup(cfg, args)
-    check_data(cfg)
+    names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    check_data(cfg, names)
+    for name in cfg.DATASETS.TEST:
+        check_annotations(name, DatasetCatalog.get(name))
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = GroupCheckpointer(model, save_dir=cfg.OUTPUT_DIR)

@@ -8,7 +8,7 @@ from argparse import Namespace
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from ..config import add_groupdetr_config
@@ -98,18 +98,21 @@ def settle_config(cfg: CfgNode) -> None:
     _check_batch(cfg)
 
 
-def check_data(cfg: CfgNode) -> None:
-    """Class counts of the data sets; separate because it reads the annotation files."""
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        try:
-            DatasetCatalog.get(name)
-        except FileNotFoundError as error:
+def check_data(cfg: CfgNode, names: tuple[str, ...]) -> None:
+    """Annotation files exist, and have as many classes as the model.
+
+    Raises:
+        DatasetError: naming the set, and the file or both numbers.
+    """
+    for name in names:
+        json_file = MetadataCatalog.get(name).get("json_file")
+        if json_file and not os.path.isfile(json_file):
             raise DatasetError(
-                f"data set {name}: {error.filename} does not exist. Set $DETECTRON2_DATASETS to "
-                f"the folder that holds coco/ (now {os.getenv('DETECTRON2_DATASETS', 'datasets')}), "
+                f"data set {name}: {json_file} does not exist. Set $DETECTRON2_DATASETS (now "
+                f"{os.getenv('DETECTRON2_DATASETS', 'datasets')}) to the folder that holds coco/, "
                 "or name your own data with --train-json and so on"
-            ) from error
-    check_classes(cfg)
+            )
+    check_classes(cfg, names)
 
 
 def _check_batch(cfg: CfgNode) -> None:

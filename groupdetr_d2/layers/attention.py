@@ -34,12 +34,23 @@ def attend(
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     allowed = None if barred is None else ~barred
     if q.device.type != "cpu":
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+        out = _device_attention(q, k, v, allowed, dropout)
     elif dropout:
         out = _DropoutAttention.apply(q, k, v, barred, dropout)
     else:
         out = _cpu_attention(q, k, v, allowed)
     return out.transpose(1, 2).flatten(2)  # (B, queries, Cv)
+
+
+def _device_attention(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float
+) -> Tensor:
+    """A masked number of keys that is no multiple of 8 would cost a mask of queries x keys."""
+    missing = 0 if allowed is None else -k.shape[-2] % 8
+    if missing and allowed.shape[-2] == 1:
+        k, v = F.pad(k, (0, 0, 0, missing)), F.pad(v, (0, 0, 0, missing))
+        allowed = F.pad(allowed, (0, missing))  # False: the added keys are barred
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
 
 
 def _cpu_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:

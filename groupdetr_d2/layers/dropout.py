@@ -85,6 +85,7 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
+        """Any shape, kept."""
         if not self.training or self.p == 0:
             return x
         return F.dropout(x, self.p) if x.is_cuda else _SeededDropout.apply(x, self.p)
@@ -99,4 +100,5 @@ class ReluDropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
+        """Any shape, kept; `x` itself is overwritten."""
         return _ReluDropout.apply(x, self.p if self.training else 0.0)

@@ -1,9 +1,10 @@
 """The one decoder loop that the box-predicting DETRs share.
 
-A DETR is three strategies handed to it. A self-attention is called as ``(content, pos, attn_mask)``
-on folded queries, (B*K, P+N, C). A cross-attention is called as ``(content, position, reference,
-memory)`` on all queries, (B, Q, C). A query position is called as ``(layer, queries, memory)`` ahead
-of a layer and returns its :class:`QueryPosition`.
+A DETR is three strategies handed to it:
+
+- a self-attention, ``(content, pos, attn_mask) -> update`` on folded queries, (B*K, P+N, C);
+- a cross-attention, ``(content, position, reference, memory) -> update`` on all, (B, Q, C);
+- a query position, ``(layer, queries, memory) -> QueryPosition``, called ahead of each layer.
 """
 
 from collections.abc import Callable, Sequence

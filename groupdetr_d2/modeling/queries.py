@@ -28,7 +28,7 @@ class QueryBank(nn.Module):
 
 
 class PositionQueries(nn.Module):
-    """Conditional DETR's queries: no content yet, a learned position and the point it stands for."""
+    """Conditional DETR's queries: no content yet, a learned position and its point."""
 
     def __init__(self, groups: QueryGroups, d_model: int):
         super().__init__()

@@ -1,0 +1,124 @@
+"""Rules of the code base that reviewers would otherwise have to remember."""
+
+import ast
+import re
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+from groupdetr_d2.config import add_groupdetr_config
+
+from .conftest import ROOT
+
+PACKAGE = ROOT / "groupdetr_d2"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# a package may import those before it, never those after
+ORDER = [
+    *("groups", "structures", "layers", "losses", "modeling", "variants", "config", "evaluation"),
+    *("data", "checkpoint", "engine", "predictor", "analysis", "commands"),
+]
+READS_CFG = re.compile(
+    r"^(from_config|build_\w+|add_\w+|_add_\w+|register_\w+|settle_\w+|check_\w+)$"
+)
+KEYS = """
+MODEL.DETR.VARIANT MODEL.DETR.NUM_GROUPS MODEL.DETR.NUM_OBJECT_QUERIES MODEL.DETR.NUM_CLASSES
+MODEL.DETR.IN_FEATURES MODEL.DETR.HIDDEN_DIM MODEL.DETR.NHEADS MODEL.DETR.DIM_FEEDFORWARD
+MODEL.DETR.DROPOUT MODEL.DETR.ENC_LAYERS MODEL.DETR.DEC_LAYERS MODEL.DETR.POSITION_TEMPERATURE
+MODEL.DETR.CLASS_WEIGHT MODEL.DETR.L1_WEIGHT MODEL.DETR.GIOU_WEIGHT MODEL.DETR.CLASS_COST
+MODEL.DETR.L1_COST MODEL.DETR.GIOU_COST MODEL.SMALL_RESNET.CHANNELS SOLVER.OPTIMIZER
+SOLVER.BACKBONE_MULTIPLIER SOLVER.AMP.DTYPE INPUT.CROP.MIN_SIZE DATASETS.CUSTOM.TRAIN_JSON
+DATASETS.CUSTOM.TRAIN_IMAGES DATASETS.CUSTOM.VAL_JSON DATASETS.CUSTOM.VAL_IMAGES
+DATASETS.CUSTOM.BAD_BOXES DATASETS.SHAPES.NUM_TRAIN DATASETS.SHAPES.NUM_VAL
+DATASETS.SHAPES.IMAGE_SIZE DATASETS.SHAPES.MAX_OBJECTS
+""".split()
+
+
+def leaves(cfg, prefix=""):
+    found = set()
+    for key, value in cfg.items():
+        is_node = isinstance(value, CfgNode)
+        found |= leaves(value, f"{prefix}{key}.") if is_node else {prefix + key}
+    return found
+
+
+def part_of(path):
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def test_configuration_keys_change_with_intent_only():
+    ours = get_cfg()
+    add_groupdetr_config(ours)
+    assert leaves(ours) - leaves(get_cfg()) == set(KEYS)
+
+
+def test_every_key_is_commented():
+    lines = (PACKAGE / "config.py").read_text().splitlines()
+    commented = False
+    for line in lines:
+        stripped = line.strip()
+        if stripped.startswith("#"):
+            commented = True
+        elif not stripped:
+            commented = False
+        key = re.match(r"cfg\.([\w.]+) = (?!CN)", stripped)
+        names = ("HIDDEN_DIM", "NHEADS", "DIM_FEEDFORWARD", "DROPOUT", "LAYERS", "LR", "DECAY")
+        if key and f"MODEL.DETR.{key[1].split('.')[-1]}" in KEYS and not key[1].endswith(names):
+            assert commented, line
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    if part_of(path) not in ORDER:  # the package's own __init__ and __main__
+        return
+    own = ORDER.index(part_of(path))
+    depth = len(path.relative_to(PACKAGE).parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == depth and node.module:
+            imported = node.module.split(".")[0]
+            assert imported not in ORDER or ORDER.index(imported) <= own, node.module
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and part_of(path) == "layers":
+            names = [getattr(node, "module", None) or "", *(a.name for a in node.names)]
+            assert not any(name.startswith("detectron2") for name in names)
+
+
+@pytest.mark.parametrize("part", ["layers", "losses", "modeling", "variants"])
+def test_cfg_is_read_by_builders_only(part):
+    """Everything else can be built in a test from a few numbers."""
+    for path in (PACKAGE / part).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                takes_cfg = any(a.arg == "cfg" for a in node.args.args)
+                registered = any("register" in ast.unparse(d) for d in node.decorator_list)
+                assert not takes_cfg or registered or READS_CFG.match(node.name), (path, node.name)
+
+
+def test_k_lives_in_groups():
+    """Elsewhere nothing compares, divides by or loops over the number of groups."""
+    pattern = re.compile(
+        r"(if|while|for|//|%|[<>]|[<>=!]=) *[a-z_.]*num_groups\b(?! *[,)=])"
+        r"|num_groups *(//|%|[<>]|==|!=)"
+    )
+    for path in FILES:
+        if path.name != "groups.py":
+            hits = [line for line in path.read_text().splitlines() if pattern.search(line)]
+            assert not hits, (path, hits)
+
+
+def test_the_mode_chooses_groups_once():
+    """`self.training` decides on dropout in layers, and on groups in the meta-architecture."""
+    for path in FILES:
+        for line in path.read_text().splitlines():
+            if "self.training" in line and part_of(path) not in ("layers",):
+                allowed = "dropout" in line or path.name == "meta_arch.py"
+                assert allowed, (path, line)
+
+
+def test_files_and_functions_stay_readable():
+    for path in FILES:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert node.end_lineno - node.lineno <= 50, (path, node.name)
+        assert not re.search(r"TODO|FIXME|^ *print\(|# type: ignore", text, re.M), path

@@ -1,0 +1,58 @@
+"""A model that cannot learn four images by heart is wrong somewhere, whatever its shapes are."""
+
+import json
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.modeling import build_model
+
+from groupdetr_d2.data.custom import register_custom_datasets
+from groupdetr_d2.data.loader import build_mapper, build_test_loader
+from groupdetr_d2.data.shapes import ShapesSpec, generate_shapes
+from groupdetr_d2.engine.setup import build_config
+
+from .conftest import ROOT
+
+FAMILIES = ["configs/quick_start/conditional_detr_shapes.yaml"]
+STEPS = 300
+
+
+def four_images(tmp_path, config, num_groups):
+    folder = generate_shapes(ShapesSpec("overfit", 4, 128, 5, seed=2), tmp_path)
+    json_file, images = str(folder / "annotations.json"), str(folder / "images")
+    custom = [
+        *("DATASETS.CUSTOM.TRAIN_JSON", json_file, "DATASETS.CUSTOM.TRAIN_IMAGES", images),
+        *("DATASETS.CUSTOM.VAL_JSON", json_file, "DATASETS.CUSTOM.VAL_IMAGES", images),
+        *("MODEL.DEVICE", "cpu", "MODEL.DETR.NUM_GROUPS", num_groups, "SEED", 0),
+        *("INPUT.RANDOM_FLIP", "none", "MODEL.RESNETS.NORM", "GN", "OUTPUT_DIR", tmp_path / "out"),
+    ]
+    cfg = build_config(str(ROOT / config), [str(x) for x in custom])
+    register_custom_datasets(cfg)
+    return cfg
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_groups", [1, 3])
+@pytest.mark.parametrize("config", FAMILIES)
+def test_four_images_are_learnt_by_heart(tmp_path, config, num_groups):
+    cfg = four_images(tmp_path, config, num_groups)
+    name = cfg.DATASETS.TRAIN[0]
+    mapper = build_mapper(cfg, is_train=True)
+    batch = [mapper(d) for d in DatasetCatalog.get(name)]
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        sum(model(batch).values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        schedule.step()
+    evaluator = COCOEvaluator(name, ("bbox",), output_dir=str(tmp_path))
+    results = inference_on_dataset(model.eval(), build_test_loader(cfg, name), evaluator)
+    assert results["bbox"]["AP"] > 90
+    assert json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert MetadataCatalog.get(name).thing_classes[0] == "circle"
