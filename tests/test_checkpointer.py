@@ -74,3 +74,8 @@ def test_weights_that_fit_nowhere_are_said_loudly(tmp_path, caplog):
     torch.save({"model": {"resnet.conv1.weight": torch.zeros(3)}}, tmp_path / "other.pth")
     GroupCheckpointer(small_model()).load(str(tmp_path / "other.pth"))
     assert "nothing of the checkpoint fits backbone.*" in caplog.text
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="gone.pth .MODEL.WEIGHTS. does not exist"):
+        GroupCheckpointer(small_model()).load(str(tmp_path / "gone.pth"))

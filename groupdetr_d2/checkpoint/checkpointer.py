@@ -27,6 +27,12 @@ class GroupCheckpointer(DetectionCheckpointer):
     temporary name first, so that an interrupted save leaves the previous one as it was.
     """
 
+    def load(self, path: str, *args, **kwargs) -> dict:
+        """Detectron2's, with an error that names a missing file."""
+        if path and "://" not in path and not os.path.isfile(path):
+            raise CheckpointError(f"the checkpoint {path} (MODEL.WEIGHTS) does not exist")
+        return super().load(path, *args, **kwargs)
+
     def save(self, name: str, **kwargs) -> None:
         """Writes `name`.pth and tags it as the last checkpoint."""
         if not self.save_dir or not self.save_to_disk:

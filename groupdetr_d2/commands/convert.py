@@ -13,11 +13,12 @@ from ..engine.main import report_errors
 from ..engine.run_info import RunInfo
 from ..engine.setup import build_config
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # per source: the converter's module and the configuration whose model must be filled
 SOURCES = {
     "conditional-detr": (
         conditional_detr_source,
-        "configs/ConditionalDETR/conditional_detr_R_50_50ep.yaml",
+        "ConditionalDETR/conditional_detr_R_50_50ep.yaml",
     ),
 }
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
 def convert_file(args: argparse.Namespace) -> None:
     """Reads, converts, compares with the model's own keys and shapes, writes."""
     module, default_config = SOURCES[args.source]
-    cfg = build_config(args.config_file or default_config, args.opts)
+    cfg = build_config(args.config_file or str(CONFIGS / default_config), args.opts)
     official = read_official(args.input)
     detr = cfg.MODEL.DETR
     converted, homeless = module.convert_state_dict(

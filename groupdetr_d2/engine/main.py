@@ -47,6 +47,8 @@ def main(args):
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
+    if args.resume and not trainer.checkpointer.has_checkpoint():
+        logger.warning("%s has no checkpoint to resume: this is a new run", cfg.OUTPUT_DIR)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

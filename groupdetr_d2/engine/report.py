@@ -28,7 +28,7 @@ class ReportHook(HookBase):
 
     def after_train(self):
         """Only of a run that came to its end."""
-        if self.trainer.iter + 1 < self.trainer.max_iter:
+        if self.trainer.iter < self.trainer.max_iter:
             return
         draw_curves(self.folder, self.folder / "curves.png")
         if self.cfg.DATASETS.TEST:
