@@ -46,6 +46,14 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.L1_COST = 5.0
     cfg.MODEL.DETR.GIOU_COST = 2.0
 
+    cfg.MODEL.DETR.DENOISING = CN()
+    # denoising queries of a group, about: whole repetitions of the fullest image's targets; 0: none
+    cfg.MODEL.DETR.DENOISING.NUM_QUERIES = 0
+    # probability that a label is drawn anew
+    cfg.MODEL.DETR.DENOISING.LABEL_NOISE = 0.2
+    # largest shift of a box, relative to half its size, and largest change of its size
+    cfg.MODEL.DETR.DENOISING.BOX_NOISE = 0.4
+
     cfg.MODEL.SMALL_RESNET = CN()
     # build_small_resnet_backbone: channels of the stem, res2, res3, ...
     cfg.MODEL.SMALL_RESNET.CHANNELS = [32, 32, 64, 128, 256]

@@ -63,6 +63,10 @@ class QueryGroups:
         denoising, matched = x.split([self.num_denoising, self.num_queries], dim=3)
         return denoising.flatten(2, 3), matched.flatten(2, 3)
 
+    def join_denoising(self, denoising: Tensor, matched: Tensor) -> Tensor:
+        """(B, K, P, ...) and (B, K*N, ...) -> (B, K*(P+N), ...): each group's own part first."""
+        return torch.cat([denoising, self.per_group(matched, 1)], dim=2).flatten(1, 2)
+
     def per_group(self, x: Tensor, dim: int) -> Tensor:
         """Splits the K*N axis `dim` into (K, N), a view."""
         return x.unflatten(dim, (self.num_groups, self.num_queries))

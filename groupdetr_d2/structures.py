@@ -40,20 +40,30 @@ class QueryPosition:
 
 
 @dataclass
-class Predictions:
-    """All decoder layers' outputs, last layer last."""
-
-    logits: Tensor  # (L, B, Q, H)
-    boxes: Tensor  # (L, B, Q, 4) cxcywh in [0, 1]
-
-
-@dataclass
 class Targets:
     """The objects of a batch, those of all images one after another."""
 
     labels: Tensor  # (T,) in 0 .. H-1
     boxes: Tensor  # (T, 4) cxcywh in [0, 1] of the unpadded image
     counts: list[int]  # targets of each image; they add up to T
+
+
+@dataclass
+class Denoised:
+    """What the denoising queries made of the noised targets that they are."""
+
+    logits: Tensor  # (L, M, H)
+    boxes: Tensor  # (L, M, 4)
+    target: Tensor  # (M,) index into the batch's T targets
+
+
+@dataclass
+class Predictions:
+    """All decoder layers' outputs, last layer last."""
+
+    logits: Tensor  # (L, B, K*N, H)
+    boxes: Tensor  # (L, B, K*N, 4) cxcywh in [0, 1]
+    denoised: Denoised | None = None  # in training, if the model has denoising
 
 
 @dataclass

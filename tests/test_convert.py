@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from groupdetr_d2.__main__ import main
-from groupdetr_d2.checkpoint.conditional_detr import COCO_CATEGORY_IDS
+from groupdetr_d2.checkpoint.official import COCO_CATEGORY_IDS
 from groupdetr_d2.predictor import Predictor
 
 from .golden_rule import load_case, make_inputs, make_state_dict

@@ -9,23 +9,35 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from groupdetr_d2.checkpoint.conditional_detr import convert_key, convert_state_dict
+from groupdetr_d2.checkpoint import conditional_detr, dab_detr, dn_detr
 from groupdetr_d2.engine.setup import build_config
+from groupdetr_d2.layers.position_encoding import inverse_sigmoid
+from groupdetr_d2.modeling.denoising import Denoising
 
 from .conftest import ROOT
 from .golden_rule import load_case, make_inputs, make_state_dict
 
-CASES = ("conditional_detr", "conditional_detr_dc5", "group_conditional_detr")
-LOSSES = {
-    "loss_class": ("loss_ce", 2),
-    "loss_bbox": ("loss_bbox", 5),
-    "loss_giou": ("loss_giou", 2),
+CONDITIONAL = "ConditionalDETR/conditional_detr_R_50_50ep.yaml"
+CONDITIONAL_DC5 = "ConditionalDETR/conditional_detr_R_50_DC5_50ep.yaml"
+NO_NOISE = ["LABEL_NOISE", 0.0, "BOX_NOISE", 0.0, "NUM_QUERIES", 15]
+# per recorded case: the converter, the yaml, what differs from it
+CASES = {
+    "conditional_detr": (conditional_detr, CONDITIONAL, []),
+    "conditional_detr_dc5": (conditional_detr, CONDITIONAL_DC5, []),
+    "group_conditional_detr": (conditional_detr, CONDITIONAL, ["MODEL.DETR.NUM_GROUPS", 3]),
+    "dab_detr": (dab_detr, "DAB-DETR/dab_detr_R_50_50ep.yaml", []),
+    "dn_detr": (
+        dn_detr,
+        "DN-DETR/dn_detr_R_50_50ep.yaml",
+        [x if i % 2 else f"MODEL.DETR.DENOISING.{x}" for i, x in enumerate(NO_NOISE)],
+    ),
 }
+LOSSES = {"loss_class": "loss_ce", "loss_bbox": "loss_bbox", "loss_giou": "loss_giou"}
 
 
 def golden_opts(name):
     return [
-        *("MODEL.DEVICE", "cpu", "MODEL.DETR.NUM_GROUPS", 3 if name.startswith("group") else 1),
+        *("MODEL.DEVICE", "cpu", *CASES[name][2]),
         *("MODEL.DETR.NUM_OBJECT_QUERIES", 20, "MODEL.DETR.ENC_LAYERS", 2),
         *("MODEL.DETR.DEC_LAYERS", 3, "MODEL.DETR.DIM_FEEDFORWARD", 128),
         *("MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.NUM_CLASSES", 91),
@@ -33,23 +45,29 @@ def golden_opts(name):
 
 
 def golden_config(name):
-    dc5 = "DC5_" if name.endswith("dc5") else ""
-    return str(ROOT / f"configs/ConditionalDETR/conditional_detr_R_50_{dc5}50ep.yaml")
+    return str(ROOT / "configs" / CASES[name][1])
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
     spec, outputs = load_case(request.param)
-    model = build_model(build_config(golden_config(request.param), golden_opts(request.param)))
-    converted, homeless = convert_state_dict(make_state_dict(spec), num_queries=20, num_classes=91)
+    cfg = build_config(golden_config(request.param), golden_opts(request.param))
+    model = build_model(cfg)
+    converted, homeless = CASES[request.param][0].convert_state_dict(
+        make_state_dict(spec), num_queries=20, num_classes=91
+    )
     assert not homeless
     model.load_state_dict(converted)
     return request.param, spec, outputs, model
 
 
-def official_name(name):
+def official_loss(model, outputs, name, prefix="train"):
+    """The recorded value of one of our losses, times our weight of it."""
     base = next(x for x in LOSSES if name.startswith(x))
-    return LOSSES[base][0] + name[len(base) :], LOSSES[base][1]
+    layer = name.removeprefix(base)
+    denoising = "tgt_" if layer.startswith("_dn") else ""
+    recorded = outputs[f"{prefix}_{denoising}{LOSSES[base]}{layer.removeprefix('_dn')}"]
+    return model.criterion.losses[base].weight * recorded
 
 
 def test_every_layer_of_the_evaluation(case):
@@ -84,15 +102,15 @@ def test_training_losses_matches_and_gradients(case):
     name, spec, outputs, model = case
     model.train().zero_grad()
     batch = make_inputs(spec)
-    predictions = model.predict(batch, model.groups)
-    if name.startswith("group"):
+    targets = model.build_targets(batch)
+    predictions = model.predict(batch, model.groups, targets)
+    if "train_logits_0" in outputs:
         for layer in range(3):
             for field in ("logits", "boxes"):
                 expected = outputs[f"train_{field}_{layer}"]
                 found = getattr(predictions, field)[layer].detach()
                 np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
-    targets = model.build_targets(batch)
     matches = model.criterion.match(predictions, targets, model.groups)
     first = [0, targets.counts[0]]
     for layer in range(3):
@@ -105,15 +123,14 @@ def test_training_losses_matches_and_gradients(case):
 
     losses = model(batch)
     for key, value in losses.items():
-        official, weight = official_name(key)
-        expected = weight * outputs[f"train_{official}"]
-        np.testing.assert_allclose(value.item(), expected, rtol=2e-5)
+        expected = official_loss(model, outputs, key)
+        np.testing.assert_allclose(value.item(), expected, rtol=2e-5, err_msg=key)
     sum(losses.values()).backward()
     parameters = dict(model.named_parameters())
     compared = 0
     for key, expected in zip(spec["grad_keys"], outputs["all_grad_norms_f64"], strict=True):
         if key not in spec["noise_keys"]:
-            norm = parameters[convert_key(key)].grad.norm().item()
+            norm = parameters[CASES[name][0].convert_key(key)].grad.norm().item()
             np.testing.assert_allclose(norm, expected, rtol=5e-3, err_msg=key)
             compared += 1
     assert compared > 150
@@ -124,8 +141,40 @@ def test_losses_without_targets(case, empty, counts):
     """The authors' group code weighs a batch without any target K times: see `normalizer`."""
     name, spec, outputs, model = case
     losses = model.train()(make_inputs(spec, counts))
-    factor = 3 if name.startswith("group") and not sum(counts) else 1
+    factor = 1 if sum(counts) else model.groups.num_groups
     for key, value in losses.items():
-        official, weight = official_name(key)
-        expected = weight * outputs[f"{empty}_train_{official}"]
+        expected = official_loss(model, outputs, key, f"{empty}_train")
         np.testing.assert_allclose(factor * value.item(), expected, rtol=2e-5)
+
+
+def test_denoising_queries_equal_the_recorded_ones(case, monkeypatch):
+    """Layout, mask, contents, outputs and losses, also with noise that the official code drew."""
+    name, spec, outputs, model = case
+    if model.head.denoising is None:
+        return
+    batch = make_inputs(spec)
+    targets = model.build_targets(batch)
+    for prefix in ("", "noisy_"):
+        labels = torch.from_numpy(outputs[f"{prefix}dn_noised_labels"]).view(1, 3, 8)
+        boxes = torch.from_numpy(outputs[f"{prefix}dn_noised_boxes"]).view(1, 3, 8, 4)
+        if prefix:
+            noised = (labels, inverse_sigmoid(boxes, 1e-3).sigmoid())
+            monkeypatch.setattr(Denoising, "add_noise", lambda *_, noised=noised: noised)
+        queries = model.head.queries(2, model.groups)
+        queries, groups, slots = model.head.denoising(queries, model.groups, targets)
+        assert torch.equal(queries.attn_mask, torch.from_numpy(outputs["dn_attn_mask"]))
+        np.testing.assert_array_equal(slots.query, outputs[f"{prefix}dn_map_known_indice"])
+        np.testing.assert_array_equal(slots.image, outputs[f"{prefix}dn_batch_idx"])
+        content = outputs[f"{prefix}dn_query_content"].swapaxes(0, 1)
+        np.testing.assert_allclose(queries.content.detach(), content, atol=1e-6)
+        anchors = torch.from_numpy(outputs[f"{prefix}dn_query_anchor_logits"]).transpose(0, 1)
+        np.testing.assert_allclose(queries.reference.detach(), anchors.sigmoid(), atol=1e-6)
+        with torch.no_grad():
+            found = model.train().predict(batch, model.groups, targets).denoised
+            losses = model(batch)
+        for layer in range(3):
+            expected = outputs[f"{prefix}dn_logits_{layer}"][slots.image, slots.query]
+            np.testing.assert_allclose(found.logits[layer], expected, atol=1e-4, rtol=0)
+        for key, value in losses.items():
+            expected = official_loss(model, outputs, key, f"{prefix}train")
+            np.testing.assert_allclose(value.item(), expected, rtol=2e-5, err_msg=key)

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from detectron2.modeling import build_model
 
-from ..checkpoint import CheckpointError
-from ..checkpoint import conditional_detr as conditional_detr_source
+from ..checkpoint import CheckpointError, conditional_detr, dab_detr, dn_detr
 from ..engine.main import report_errors
 from ..engine.run_info import RunInfo
 from ..engine.setup import build_config
@@ -16,10 +15,9 @@ from ..engine.setup import build_config
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # per source: the converter's module and the configuration whose model must be filled
 SOURCES = {
-    "conditional-detr": (
-        conditional_detr_source,
-        "ConditionalDETR/conditional_detr_R_50_50ep.yaml",
-    ),
+    "conditional-detr": (conditional_detr, "ConditionalDETR/conditional_detr_R_50_50ep.yaml"),
+    "dab-detr": (dab_detr, "DAB-DETR/dab_detr_R_50_50ep.yaml"),
+    "dn-detr": (dn_detr, "DN-DETR/dn_detr_R_50_50ep.yaml"),
 }
 
 

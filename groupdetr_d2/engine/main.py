@@ -12,12 +12,20 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint import CheckpointError, GroupCheckpointer
 from ..data.checks import DatasetError, check_annotations
 from ..data.loader import ImageReadError
+from ..modeling.meta_arch import LabelError
 from .setup import CUSTOM_FLAGS, ConfigError, check_data, setup_config
 from .train_step import NonFiniteLossError
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
-USER_ERRORS = (CheckpointError, ConfigError, DatasetError, ImageReadError, NonFiniteLossError)
+USER_ERRORS = (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    ImageReadError,
+    LabelError,
+    NonFiniteLossError,
+)
 
 
 def build_parser():

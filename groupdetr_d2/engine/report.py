@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode
 from tabulate import tabulate
 
 from ..data.loader import build_test_loader
-from ..evaluation.drawing import draw_boxes, draw_curves, sheet
+from ..evaluation.drawing import draw_curves, draw_tile, sheet
 
 logger = logging.getLogger(__name__)
 SHOWN_IMAGES, SHOWN_SCORE = 8, 0.3
@@ -67,8 +67,8 @@ def format_results(results: dict) -> str:
 @torch.no_grad()
 def draw_predictions(cfg, model, dataset_name: str) -> np.ndarray:
     """Ground truth beside predictions, for the first images of a data set."""
-    names = MetadataCatalog.get(dataset_name).thing_classes
     truth = {d["image_id"]: d["annotations"] for d in DatasetCatalog.get(dataset_name)}
+    names = MetadataCatalog.get(dataset_name).thing_classes
     was_training = model.training
     model.eval()
     tiles = []
@@ -77,11 +77,10 @@ def draw_predictions(cfg, model, dataset_name: str) -> np.ndarray:
         annotations = truth[batch[0]["image_id"]]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
         classes = [a["category_id"] for a in annotations]
-        tiles.append(draw_boxes(image, boxes, classes, names))
+        tiles.append(draw_tile("truth", image, boxes, classes, names))
         found = model(batch)[0]["instances"].to("cpu")
         found = found[found.scores > SHOWN_SCORE]
-        tiles.append(
-            draw_boxes(image, found.pred_boxes.tensor, found.pred_classes, names, found.scores)
-        )
+        boxes, classes = found.pred_boxes.tensor, found.pred_classes
+        tiles.append(draw_tile("predictions", image, boxes, classes, names, found.scores))
     model.train(was_training)
     return sheet(tiles, columns=4)

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+TILE_SIDE, TITLE_HEIGHT = 320, 20
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
@@ -36,16 +37,25 @@ def draw_boxes(
     return image
 
 
-def sheet(tiles: Sequence[np.ndarray], columns: int, side: int = 320) -> np.ndarray:
-    """Images side by side, row by row, each scaled into a square of `side` pixels."""
-    cells = []
-    for tile in tiles:
-        scale = side / max(tile.shape[:2])
-        tile = cv2.resize(tile, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        below, right = side - tile.shape[0], side - tile.shape[1]
-        cells.append(cv2.copyMakeBorder(tile, 0, below, 0, right, cv2.BORDER_CONSTANT))
-    missing = -len(cells) % columns
-    cells += [np.zeros((side, side, 3), np.uint8)] * missing
+def draw_tile(title: str, image: np.ndarray, boxes_xyxy, *rest) -> np.ndarray:
+    """A square picture for a sheet: the image scaled, boxes drawn at that scale, a title.
+
+    `rest` is that of :func:`draw_boxes`.
+    """
+    scale = TILE_SIDE / max(image.shape[:2])
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4) * scale
+    below, right = TILE_SIDE - image.shape[0], TILE_SIDE - image.shape[1]
+    drawn = draw_boxes(image, boxes, *rest)
+    drawn = cv2.copyMakeBorder(drawn, TITLE_HEIGHT, below, 0, right, cv2.BORDER_CONSTANT)
+    white = (255, 255, 255)
+    return cv2.putText(drawn, title, (4, TITLE_HEIGHT - 6), FONT, 0.45, white, 1, cv2.LINE_AA)
+
+
+def sheet(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Tiles of one size side by side, row by row."""
+    missing = -len(tiles) % columns
+    cells = [*tiles, *[np.zeros_like(tiles[0])] * missing]
     rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
     return np.vstack(rows)
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..groups import QueryGroups
-from ..structures import Matches, Predictions, Targets
+from ..structures import Denoised, Matches, Predictions, Targets
 from .matcher import match_groups
 
 
@@ -38,15 +38,46 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """
         Returns:
-            weighted losses; ``_i`` marks those of layer ``i``, the last layer's are unmarked.
+            weighted losses; ``_i`` marks those of layer ``i``, the last layer's are unmarked;
+            ``_dn`` marks those of denoising queries.
         """
         matches = self.match(predictions, targets, groups)
         normalizer = groups.normalizer(average_over_processes(sum(targets.counts)))
+        losses = self._weighted(predictions, targets, matches, normalizer, "")
+        if predictions.denoised is not None:
+            losses |= self._denoising_losses(predictions.denoised, targets)
+        return losses
+
+    def _denoising_losses(self, denoised: Denoised, targets: Targets) -> dict[str, Tensor]:
+        """Each denoising query answers for its own target; the mean is over them all.
+
+        They count as the queries of one image, so that slots without a target do not enter. The
+        normaliser is this process's own, as in the official code.
+        """
+        num_layers, num_denoised, _ = denoised.logits.shape
+        predictions = Predictions(denoised.logits[:, None], denoised.boxes[:, None])  # (L, 1, M, .)
+        index = torch.arange(num_denoised, device=denoised.target.device)
+        matches = Matches(
+            image=torch.zeros_like(index),
+            query=index.expand(num_layers, -1),
+            target=denoised.target.expand(num_layers, -1),
+        )
+        return self._weighted(predictions, targets, matches, max(num_denoised, 1), "_dn")
+
+    def _weighted(
+        self,
+        predictions: Predictions,
+        targets: Targets,
+        matches: Matches,
+        normalizer: float,
+        mark: str,
+    ) -> dict[str, Tensor]:
         losses = {}
         for name, (fn, weight) in self.losses.items():
             per_layer = weight * fn(predictions, targets, matches) / normalizer  # (L,)
             for i, value in enumerate(per_layer.unbind()):
-                losses[name if i == len(per_layer) - 1 else f"{name}_{i}"] = value
+                layer = "" if i == len(per_layer) - 1 else f"_{i}"
+                losses[name + mark + layer] = value
         return losses
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ class BoxPredictor(nn.Module):
     ):
         super().__init__()
         num_heads = 1 if shared else num_layers
-        self.num_layers, self.eps = num_layers, eps
+        self.num_layers, self.num_classes, self.eps = num_layers, num_classes, eps
         self.class_heads = nn.ModuleList(nn.Linear(d_model, num_classes) for _ in range(num_heads))
         self.layer_box_heads = nn.ModuleList(MLP(d_model, d_model, 4, 3) for _ in range(num_heads))
         for class_head, box_head in zip(self.class_heads, self.layer_box_heads, strict=True):

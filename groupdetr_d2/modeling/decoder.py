@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..groups import QueryGroups
 from ..layers.dropout import Dropout
-from ..layers.position_encoding import inverse_sigmoid
+from ..layers.position_encoding import at_least_float32, inverse_sigmoid
 from ..structures import Memory, Queries, QueryPosition
 
 
@@ -60,7 +60,9 @@ class Decoder(nn.Module):
         query_position: where the queries of a layer look; see the module's docstring.
         norm: applied to what the heads see, not to what the next layer sees.
         refine: whether a layer moves the reference by the box head's output on its un-normed
-            content. The next layer gets the moved reference without its gradient.
+            content. The next layer reads the moved reference without its gradient.
+        look_forward_twice: whether the box loss of a layer reaches the layer before it through
+            the reference that the boxes are predicted from (DAB-DETR, DINO).
         eps: of the inverse sigmoid in refinement.
     """
 
@@ -72,6 +74,7 @@ class Decoder(nn.Module):
         norm: nn.Module,
         *,
         refine: bool,
+        look_forward_twice: bool = False,
         eps: float = 1e-5,
     ):
         super().__init__()
@@ -79,6 +82,7 @@ class Decoder(nn.Module):
         self.query_position = query_position
         self.norm = norm
         self.refine = refine
+        self.look_forward_twice = look_forward_twice
         self.eps = eps
 
     def forward(
@@ -91,13 +95,18 @@ class Decoder(nn.Module):
         Returns:
             hidden states (L, B, Q, C), and the references each layer started from (L, B, Q, D).
         """
-        hidden_states, references = [], []
+        hidden_states, references = [], [queries.reference]
         for i, layer in enumerate(self.layers):
-            references.append(queries.reference)
             position = self.query_position(i, queries, memory)
             queries = replace(queries, content=layer(queries, position, memory, groups))
             hidden_states.append(self.norm(queries.content))
             if self.refine:
-                moved = box_heads[i](queries.content) + inverse_sigmoid(queries.reference, self.eps)
-                queries = replace(queries, reference=moved.sigmoid().detach())
-        return torch.stack(hidden_states), torch.stack(references)
+                moved = self._move(queries, box_heads[i])
+                queries = replace(queries, reference=moved.detach())
+            references.append(moved if self.look_forward_twice else queries.reference)
+        return torch.stack(hidden_states), torch.stack(references[:-1])
+
+    def _move(self, queries: Queries, box_head: nn.Module) -> Tensor:
+        """The references (B, Q, 4) after a layer's offset."""
+        offset = at_least_float32(box_head(queries.content))
+        return (offset + inverse_sigmoid(queries.reference, self.eps)).sigmoid()

@@ -1,5 +1,6 @@
 """DETR's transformer encoder on one flattened feature map (post-norm, no final norm)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -9,22 +10,26 @@ from ..layers.dropout import Dropout, ReluDropout
 from ..structures import Memory
 
 
-def build_relu_ffn(d_model: int, dim_feedforward: int, dropout: float) -> nn.Sequential:
-    """(..., C) -> (..., C): linear, ReLU, dropout, linear."""
+def build_ffn(
+    d_model: int, dim_feedforward: int, dropout: float, activation: str = "relu"
+) -> nn.Sequential:
+    """(..., C) -> (..., C): linear, activation ("relu" or "prelu"), dropout, linear."""
+    between = {
+        "relu": lambda: ReluDropout(dropout),
+        "prelu": lambda: nn.Sequential(nn.PReLU(), Dropout(dropout)),
+    }[activation]()
     return nn.Sequential(
-        nn.Linear(d_model, dim_feedforward),
-        ReluDropout(dropout),
-        nn.Linear(dim_feedforward, d_model),
+        nn.Linear(d_model, dim_feedforward), between, nn.Linear(dim_feedforward, d_model)
     )
 
 
 class EncoderLayer(nn.Module):
     """Self-attention and FFN; padded positions are computed but never looked at."""
 
-    def __init__(self, d_model: int, num_heads: int, dim_feedforward: int, dropout: float):
+    def __init__(self, ffn: nn.Module, *, d_model: int, num_heads: int, dropout: float):
         super().__init__()
         self.self_attn = MultiheadAttention(d_model, num_heads, dropout)
-        self.ffn = build_relu_ffn(d_model, dim_feedforward, dropout)
+        self.ffn = ffn
         self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(2))
         self.dropout = Dropout(dropout)
 
@@ -35,27 +40,37 @@ class EncoderLayer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of encoder layers."""
+    """A stack of encoder layers.
+
+    Args:
+        make_ffn: builds a layer's feed-forward network.
+        pos_scale: what a layer multiplies the positions by, as a function of the features that it
+            reads (DAB-DETR); None leaves them.
+    """
 
     def __init__(
         self,
         num_layers: int,
+        make_ffn: Callable[[], nn.Module],
         *,
         d_model: int,
         num_heads: int,
-        dim_feedforward: int,
         dropout: float,
+        pos_scale: nn.Module | None = None,
     ):
         super().__init__()
         self.layers = nn.ModuleList(
-            EncoderLayer(d_model, num_heads, dim_feedforward, dropout) for _ in range(num_layers)
+            EncoderLayer(make_ffn(), d_model=d_model, num_heads=num_heads, dropout=dropout)
+            for _ in range(num_layers)
         )
+        self.pos_scale = pos_scale
 
     def forward(self, memory: Memory) -> Memory:
         """The memory with encoded features; its other fields stay."""
         mask = memory.padding_mask
         barred = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
-        features = memory.features
+        features, pos = memory.features, memory.pos
         for layer in self.layers:
-            features = layer(features, memory.pos, barred)
+            scale = 1 if self.pos_scale is None else self.pos_scale(features)
+            features = layer(features, pos * scale, barred)
         return replace(memory, features=features)

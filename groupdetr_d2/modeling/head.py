@@ -7,7 +7,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from ..groups import QueryGroups
-from ..structures import Memory, Predictions
+from ..structures import Memory, Predictions, Targets
 
 VARIANT_REGISTRY = Registry("DETR variant")
 VARIANT_REGISTRY.__doc__ = """
@@ -17,7 +17,7 @@ DETR variants, by the name that MODEL.DETR.VARIANT gives. A registered function 
 
 
 class DETRHead(nn.Module):
-    """Neck, encoder, queries, decoder and predictor, which a variant chooses."""
+    """Neck, encoder, queries, denoising, decoder and predictor, which a variant chooses."""
 
     def __init__(
         self,
@@ -27,6 +27,7 @@ class DETRHead(nn.Module):
         queries: nn.Module,
         decoder: nn.Module,
         predictor: nn.Module,
+        denoising: nn.Module | None = None,
     ):
         super().__init__()
         self.neck = neck
@@ -34,28 +35,39 @@ class DETRHead(nn.Module):
         self.queries = queries
         self.decoder = decoder
         self.predictor = predictor
+        self.denoising = denoising
 
     def encode(self, features: Mapping[str, Tensor], padding_mask: Tensor | None) -> Memory:
         """What the decoder will look at; it knows nothing of queries or groups."""
         return self.encoder(self.neck(features, padding_mask))
 
-    def decode(self, memory: Memory, groups: QueryGroups) -> Predictions:
-        """What the queries of `groups` find in the memory."""
-        queries = self.queries(memory.features.shape[0], groups)
+    def decode(
+        self, memory: Memory, groups: QueryGroups, targets: Targets | None = None
+    ) -> Predictions:
+        """What the queries of `groups` find in the memory; denoising needs the targets."""
+        queries, slots = self.queries(memory.features.shape[0], groups), None
+        if self.denoising is not None:
+            queries, groups, slots = self.denoising(queries, groups, targets)
         hidden_states, references = self.decoder(
             queries, memory, groups, self.predictor.box_heads
         )  # (L, B, Q, C), (L, B, Q, D)
-        return self.predictor(hidden_states, references)
+        predictions = self.predictor(hidden_states, references)
+        return predictions if slots is None else slots.separate(predictions, groups)
 
     def forward(
-        self, features: Mapping[str, Tensor], padding_mask: Tensor | None, groups: QueryGroups
+        self,
+        features: Mapping[str, Tensor],
+        padding_mask: Tensor | None,
+        groups: QueryGroups,
+        targets: Targets | None = None,
     ) -> Predictions:
         """
         Args:
             features: the backbone's, (B, channels, H, W) by name.
             padding_mask: (B, height, width) bool of the image batch, True on padding, or None.
+            targets: in training.
         """
-        return self.decode(self.encode(features, padding_mask), groups)
+        return self.decode(self.encode(features, padding_mask), groups, targets)
 
 
 def build_detr_head(cfg, backbone_shape: Mapping[str, ShapeSpec]) -> DETRHead:

@@ -19,6 +19,10 @@ from .head import build_detr_head, build_groups
 from .postprocessing import top_k_instances
 
 
+class LabelError(ValueError):
+    """A label is outside the model's classes."""
+
+
 class SetPredictor(nn.Module, ABC):
     """What all tasks share: preprocessing, the choice of groups, the call of the criterion.
 
@@ -64,21 +68,24 @@ class SetPredictor(nn.Module, ABC):
             original resolution of each image.
         """
         groups = self.groups if self.training else self.groups.primary()
-        predictions = self.predict(batched_inputs, groups)
         if not self.training:
-            return self.postprocess(predictions, batched_inputs)
+            return self.postprocess(self.predict(batched_inputs, groups), batched_inputs)
+        targets = self.build_targets(batched_inputs)
+        predictions = self.predict(batched_inputs, groups, targets)
         with torch.autocast(self.device.type, enabled=False):
-            losses = self.criterion(predictions, self.build_targets(batched_inputs), groups)
+            losses = self.criterion(predictions, targets, groups)
         if has_event_storage():
             seconds = self.criterion.match_seconds
             get_event_storage().put_scalar("match_time", seconds, smoothing_hint=False)
         return losses
 
-    def predict(self, batched_inputs: list[dict], groups: QueryGroups) -> Predictions:
-        """What the queries of `groups` predict, at every decoder layer."""
+    def predict(
+        self, batched_inputs: list[dict], groups: QueryGroups, targets: Targets | None = None
+    ) -> Predictions:
+        """What the queries of `groups` predict, at every decoder layer; targets are denoised."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        return self.head(features, padding_mask_of(images), groups)
+        return self.head(features, padding_mask_of(images), groups, targets)
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalises, then pads with zeros at the bottom and on the right."""
@@ -116,6 +123,8 @@ class GroupDETR(SetPredictor):
     def build_targets(self, batched_inputs: list[dict]) -> Targets:
         """Labels, and boxes relative to each image's unpadded size."""
         instances = [x["instances"] for x in batched_inputs]
+        for x in batched_inputs:
+            check_labels(x, self.head.predictor.num_classes)
         labels = torch.cat([x.gt_classes for x in instances])
         boxes_xyxy = torch.cat(
             [x.gt_boxes.tensor / torch.tensor(x.image_size[::-1] * 2) for x in instances]
@@ -136,6 +145,17 @@ class GroupDETR(SetPredictor):
             {"instances": detector_postprocess(r, x.get("height", h), x.get("width", w))}
             for r, x, (h, w) in zip(results, batched_inputs, sizes, strict=True)
         ]
+
+
+def check_labels(image: dict, num_classes: int) -> None:
+    """Raises a LabelError if a class does not exist in the model."""
+    labels = image["instances"].gt_classes
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise LabelError(
+            f"image {image.get('file_name', image.get('image_id'))} has an object of class "
+            f"{wrong[0].item()}, but MODEL.DETR.NUM_CLASSES is {num_classes}: classes count from 0"
+        )
 
 
 def padding_mask_of(images: ImageList) -> Tensor | None:

@@ -41,3 +41,19 @@ class PositionQueries(nn.Module):
         reference = at_least_float32(self.ref_point_head(pos)).sigmoid()  # (K*N, 2)
         pos, reference = (x.expand(batch_size, *x.shape) for x in (pos, reference))
         return Queries(content=torch.zeros_like(pos), reference=reference, pos=pos)
+
+
+class AnchorQueries(nn.Module):
+    """DAB-DETR's queries: learned boxes (their logits), no content yet."""
+
+    def __init__(self, groups: QueryGroups, d_model: int):
+        super().__init__()
+        self.bank = QueryBank(groups, 4)
+        self.d_model = d_model
+
+    def forward(self, batch_size: int, groups: QueryGroups) -> Queries:
+        """Queries of (B, K*N) for a batch of `batch_size` images."""
+        reference = at_least_float32(self.bank(groups)).sigmoid()  # (K*N, 4)
+        reference = reference.expand(batch_size, *reference.shape)
+        content = reference.new_zeros(*reference.shape[:2], self.d_model)
+        return Queries(content=content, reference=reference)

@@ -12,7 +12,7 @@ from ..layers.mlp import MLP
 from ..layers.position_encoding import sine_embedding
 from ..modeling.box_predictor import BoxPredictor
 from ..modeling.decoder import Decoder, DecoderLayer
-from ..modeling.encoder import TransformerEncoder, build_relu_ffn
+from ..modeling.encoder import TransformerEncoder, build_ffn
 from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
 from ..modeling.neck import Neck
 from ..modeling.queries import PositionQueries
@@ -89,7 +89,7 @@ class ConditionalQueryPosition(nn.Module):
 
 
 def build_conditional_layer(
-    layer: int, *, d_model: int, num_heads: int, dropout: float, ffn: nn.Module
+    layer: int, ffn: nn.Module, *, d_model: int, num_heads: int, dropout: float
 ) -> DecoderLayer:
     """Decoder layer number `layer`."""
     return DecoderLayer(
@@ -106,21 +106,14 @@ def conditional_detr(cfg, backbone_shape) -> DETRHead:
     """Conditional DETR from MODEL.DETR.*."""
     detr = cfg.MODEL.DETR
     d_model, num_heads, dropout = detr.HIDDEN_DIM, detr.NHEADS, detr.DROPOUT
-    encoder = TransformerEncoder(
-        detr.ENC_LAYERS,
-        d_model=d_model,
-        num_heads=num_heads,
-        dim_feedforward=detr.DIM_FEEDFORWARD,
-        dropout=dropout,
-    )
+    sizes = {"d_model": d_model, "num_heads": num_heads, "dropout": dropout}
+
+    def make_ffn() -> nn.Module:
+        return build_ffn(d_model, detr.DIM_FEEDFORWARD, dropout)
+
+    encoder = TransformerEncoder(detr.ENC_LAYERS, make_ffn, **sizes)
     decoder = Decoder(
-        lambda i: build_conditional_layer(
-            i,
-            d_model=d_model,
-            num_heads=num_heads,
-            dropout=dropout,
-            ffn=build_relu_ffn(d_model, detr.DIM_FEEDFORWARD, dropout),
-        ),
+        lambda i: build_conditional_layer(i, make_ffn(), **sizes),
         detr.DEC_LAYERS,
         ConditionalQueryPosition(d_model),
         nn.LayerNorm(d_model),

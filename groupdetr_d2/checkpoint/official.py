@@ -1,0 +1,103 @@
+"""What the official dense-attention checkpoints have in common: key names and 91 class columns."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .checkpointer import CheckpointError
+
+# the official heads' rows (index = COCO category id) that are COCO's 80 classes
+COCO_CATEGORY_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+Rules = Sequence[tuple[str, str]]
+
+# regular expressions and replacements, applied one after another; ours start with "head."
+COMMON_RULES: Rules = [
+    (r"^input_proj\.", "head.neck.projections.0."),
+    (r"^class_embed\.", "head.predictor.class_heads.0."),
+    (r"^bbox_embed\.", "head.predictor.layer_box_heads.0."),
+    (r"\.self_attn\.in_proj_(weight|bias)$", r".self_attn.in_proj.\1"),
+    (r"\.sa_([qk])content_proj\.", r".self_attn.\1_content."),
+    (r"\.sa_([qk])pos_proj\.", r".self_attn.\1_pos."),
+    (r"\.sa_v_proj\.", ".self_attn.v."),
+    (r"\.ca_([qk])content_proj\.", r".cross_attn.\1_content."),
+    (r"\.ca_qpos_sine_proj\.", ".cross_attn.q_sine."),
+    (r"\.ca_([qk])pos_proj\.", r".cross_attn.\1_pos."),
+    (r"\.ca_v_proj\.", ".cross_attn.v."),
+    (r"\.linear1\.", ".ffn.0."),
+    (r"\.activation\.weight$", ".ffn.1.0.weight"),
+    (r"\.linear2\.", ".ffn.2."),
+    (r"^(transformer\..*)\.norm1\.", r"\1.norms.0."),
+    (r"^(transformer\..*)\.norm2\.", r"\1.norms.1."),
+    (r"^(transformer\..*)\.norm3\.", r"\1.norms.2."),
+    (r"^transformer\.", "head."),
+]
+
+
+def resnet_key(key: str) -> str | None:
+    """Detectron2's name of a torchvision ResNet's parameter inside an official checkpoint."""
+    match = re.match(r"^backbone\.0\.body\.(?:layer(\d)\.(\d+)\.)?(.*)$", key)
+    if not match or key.endswith("num_batches_tracked"):
+        return None
+    stage, block, rest = match.groups()
+    prefix = f"backbone.res{int(stage) + 1}.{block}." if stage else "backbone.stem."
+    rest = re.sub(r"^downsample\.0\.", "shortcut.", rest)
+    rest = re.sub(r"^downsample\.1\.", "shortcut.norm.", rest)
+    return prefix + re.sub(r"^bn(\d)\.", r"conv\1.norm.", rest)
+
+
+def rename(key: str, rules: Rules) -> str | None:
+    """Our name of an official parameter; None if no rule gives it one."""
+    if key.startswith("backbone."):
+        return resnet_key(key)
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key if key.startswith("head.") else None
+
+
+def select_classes(name: str, value: Tensor, num_classes: int) -> Tensor:
+    """The rows of COCO's 80 classes out of 91, where 80 are wanted and rows are classes."""
+    if num_classes != 80:
+        return value
+    if ".class_heads." in name and len(value) == 91:
+        return value[COCO_CATEGORY_IDS]
+    if ".label_embedding." in name and len(value) == 92:  # the last row stands for no label
+        return value[[*COCO_CATEGORY_IDS, 91]]
+    return value
+
+
+def convert_dense(
+    official: dict[str, Tensor], rules: Rules, *, num_queries: int, num_classes: int
+) -> tuple[dict[str, Tensor], list[str]]:
+    """An official state dict under our names.
+
+    Args:
+        num_queries: N, to tell how many groups the rows of the query bank are.
+        num_classes: 80 selects COCO's classes from the official 91 columns; 91 keeps the columns.
+
+    Returns:
+        the converted state dict, and the official keys that found no home.
+    """
+    converted, homeless = {}, []
+    for key, value in official.items():
+        name = rename(key, rules)
+        if name is None:
+            homeless.append(key)
+            continue
+        converted[name] = select_classes(name, value, num_classes).clone()
+    converted.update(describe_bank(converted, num_queries))
+    return converted, homeless
+
+
+def describe_bank(converted: dict[str, Tensor], num_queries: int) -> dict[str, Tensor]:
+    """The buffer that says how many groups the bank has; nothing where there is no bank."""
+    bank = converted.get("head.queries.bank.weight")
+    if bank is None:
+        return {}
+    if len(bank) % num_queries:
+        raise CheckpointError(
+            f"the query bank has {len(bank)} rows, which are no whole number of groups of "
+            f"{num_queries} queries: set MODEL.DETR.NUM_OBJECT_QUERIES to the checkpoint's"
+        )
+    return {"head.queries.bank.shape": torch.tensor([len(bank) // num_queries, num_queries])}

@@ -1,0 +1,91 @@
+"""DAB-DETR (Liu et al., ICLR 2022, arXiv 2201.12329); with denoising, DN-DETR (CVPR 2022).
+
+A query is an anchor box. Every layer turns it into positions, looks at the image with a spatial
+query whose width and height are modulated (the paper's Eq. 6), and moves the box.
+"""
+
+from torch import Tensor, nn
+
+from ..layers.mlp import MLP
+from ..layers.position_encoding import sine_embedding
+from ..modeling.box_predictor import BoxPredictor
+from ..modeling.decoder import Decoder
+from ..modeling.denoising import build_denoising
+from ..modeling.encoder import TransformerEncoder, build_ffn
+from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
+from ..modeling.neck import Neck
+from ..modeling.queries import AnchorQueries
+from ..structures import Memory, Queries, QueryPosition
+from .conditional_detr import build_conditional_layer
+
+EPS = 1e-3  # of the inverse sigmoid; Conditional DETR has 1e-5
+
+
+class AnchorQueryPosition(nn.Module):
+    """Positions from anchor boxes; width and height modulate the spatial query."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.num_feats = d_model // 2
+        self.query_scale = MLP(d_model, d_model, d_model, 2)
+        self.ref_point_head = MLP(2 * d_model, d_model, d_model, 2)
+        self.ref_anchor_head = MLP(d_model, d_model, 2, 2)
+
+    def forward(self, layer: int, queries: Queries, memory: Memory) -> QueryPosition:
+        """Ahead of the first layer the scale is 1, but the modulation is there."""
+        content, reference = queries.content, queries.reference
+        box_sine = sine_embedding(reference, self.num_feats)  # (B, Q, 2C): y, x, w, h
+        sine = box_sine[..., : 2 * self.num_feats]
+        if layer > 0:
+            sine = sine * self.query_scale(content)
+        return QueryPosition(self.ref_point_head(box_sine), sine * self._modulation(queries))
+
+    def _modulation(self, queries: Queries) -> Tensor:
+        """(B, Q, C): the y half times h / h_anchor, the x half times w / w_anchor."""
+        width_height = self.ref_anchor_head(queries.content).sigmoid()
+        ratio = width_height / queries.reference[..., 2:]  # (B, Q, 2), w before h
+        return ratio.flip(-1).repeat_interleave(self.num_feats, dim=-1)
+
+
+@VARIANT_REGISTRY.register()
+def dab_detr(cfg, backbone_shape) -> DETRHead:
+    """DAB-DETR from MODEL.DETR.*."""
+    detr = cfg.MODEL.DETR
+    d_model, dropout = detr.HIDDEN_DIM, detr.DROPOUT
+    sizes = {"d_model": d_model, "num_heads": detr.NHEADS, "dropout": dropout}
+
+    def make_ffn() -> nn.Module:
+        return build_ffn(d_model, detr.DIM_FEEDFORWARD, dropout, "prelu")
+
+    encoder = TransformerEncoder(
+        detr.ENC_LAYERS, make_ffn, pos_scale=MLP(d_model, d_model, d_model, 2), **sizes
+    )
+    decoder = Decoder(
+        lambda i: build_conditional_layer(i, make_ffn(), **sizes),
+        detr.DEC_LAYERS,
+        AnchorQueryPosition(d_model),
+        nn.LayerNorm(d_model),
+        refine=True,
+        look_forward_twice=True,
+        eps=EPS,
+    )
+    init_transformer(encoder, decoder)
+    return DETRHead(
+        neck=Neck(
+            list(detr.IN_FEATURES),
+            [backbone_shape[name].channels for name in detr.IN_FEATURES],
+            d_model=d_model,
+            temperature=detr.POSITION_TEMPERATURE,
+        ),
+        encoder=encoder,
+        queries=AnchorQueries(build_groups(cfg), d_model),
+        decoder=decoder,
+        denoising=build_denoising(cfg, EPS),
+        predictor=BoxPredictor(
+            d_model=d_model,
+            num_classes=detr.NUM_CLASSES,
+            num_layers=detr.DEC_LAYERS,
+            shared=True,
+            eps=EPS,
+        ),
+    )

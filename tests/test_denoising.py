@@ -1,0 +1,130 @@
+import pytest
+import torch
+
+from groupdetr_d2.groups import QueryGroups, move_group_to_front
+from groupdetr_d2.layers.position_encoding import inverse_sigmoid
+from groupdetr_d2.modeling import denoising
+from groupdetr_d2.modeling.denoising import Denoising, Noise, denoising_mask, locate_slots
+from groupdetr_d2.modeling.meta_arch import LabelError
+from groupdetr_d2.structures import Targets
+
+from .conftest import make_batch, small_model
+
+CONFIG = "configs/DN-DETR/dn_detr_R_50_12ep.yaml"
+N = 6
+
+
+def dn_model(num_groups=1, num_denoising=7):
+    return small_model(num_groups, "MODEL.DETR.DENOISING.NUM_QUERIES", num_denoising, config=CONFIG)
+
+
+def some_targets(counts, num_classes=80):
+    boxes = torch.rand(sum(counts), 4) * 0.4 + 0.3
+    return Targets(torch.randint(num_classes, (sum(counts),)), boxes, list(counts))
+
+
+def test_slots_of_two_groups_and_two_repetitions_by_hand():
+    """Images with 2 and 1 targets: a repetition is two slots wide, a group has P = 4."""
+    image, slots = locate_slots(some_targets((2, 1)), QueryGroups(N, 2, 4), repetitions=2)
+    assert image.tolist() == [0, 0, 1]
+    assert slots.tolist() == [[[0, 1, 0], [2, 3, 2]], [[4, 5, 4], [6, 7, 6]]]
+
+
+def test_mask_by_hand():
+    mask = denoising_mask(2, 1, QueryGroups(2, 1, 2), torch.device("cpu"))
+    assert mask.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "counts, wanted, queries", [((3, 2), 7, 6), ((9, 2), 7, 9), ((0, 3), 7, 6), ((0, 0), 7, 0)]
+)
+def test_number_of_denoising_queries(counts, wanted, queries):
+    """Whole repetitions of the fullest image, at least one; none without targets."""
+    model = dn_model(2, wanted)
+    batch = make_batch(counts)
+    targets = model.build_targets(batch)
+    made, groups, slots = model.head.denoising(
+        model.head.queries(2, model.groups), model.groups, targets
+    )
+    assert groups.num_denoising == queries and made.content.shape[1] == 2 * (queries + N)
+    repetitions = queries // max(counts) if max(counts) else 1
+    assert len(slots.target) == 2 * repetitions * sum(counts)
+
+
+def test_noise_stays_in_bounds_at_its_rate_and_leaves_the_targets_alone():
+    torch.manual_seed(0)
+    part = Denoising(
+        num_classes=10, d_model=32, num_queries=1, label_noise=0.2, box_noise=0.4, eps=1e-3
+    )
+    targets = some_targets((400, 100), num_classes=10)
+    before = targets.labels.clone(), targets.boxes.clone()
+    labels, boxes = part.add_noise(targets, Noise.draw((2, 5, 500), torch.device("cpu")))
+    assert torch.equal(targets.labels, before[0]) and torch.equal(targets.boxes, before[1])
+    changed = (labels != targets.labels).float().mean().item()
+    assert abs(changed - 0.2 * 0.9) < 0.02  # one draw in ten gives the label that was there
+    assert labels.min() >= 0 and labels.max() < 10
+    center, size = targets.boxes[:, :2], targets.boxes[:, 2:]
+    assert ((boxes[..., :2] - center).abs() <= 0.2 * size + 1e-5).all()
+    assert ((boxes[..., 2:] - size).abs() <= 0.4 * size + 1e-5).all()
+    assert len(boxes[0, 0].flatten().unique()) == 2000 and not torch.equal(boxes[0], boxes[1])
+
+
+def test_boxes_at_the_border_stay_inside_the_bounds_of_the_inverse_sigmoid():
+    part = Denoising(
+        num_classes=2, d_model=8, num_queries=1, label_noise=0, box_noise=1.0, eps=1e-3
+    )
+    targets = Targets(torch.tensor([0]), torch.tensor([[0.99, 0.01, 0.9, 0.9]]), [1])
+    noise = Noise(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.tensor([1.0, 0, 1, 0]))
+    noise.box = noise.box.view(1, 1, 1, 4)
+    _, boxes = part.add_noise(targets, noise)
+    assert inverse_sigmoid(boxes).isfinite().all() and boxes.min() > 0 and boxes.max() < 1
+
+
+def test_matched_queries_take_their_content_from_the_label_embedding_at_inference_too():
+    model = dn_model(2).eval()
+    groups = model.groups.primary()
+    queries, same, slots = model.head.denoising(model.head.queries(1, groups), groups, None)
+    unknown = model.head.denoising.label_embedding.weight[-1]
+    assert slots is None and same == groups
+    assert torch.equal(queries.content[0, 3], torch.cat([unknown, unknown.new_zeros(1)]))
+
+
+def test_k_groups_with_denoising_equal_k_single_group_passes(monkeypatch):
+    """Each group with its own noise: losses of all parts are the mean over groups."""
+    model = dn_model(3).double()
+    batch = make_batch()
+    targets = model.build_targets(batch)
+    noise = Noise.draw((3, 2, 5), torch.device("cpu"))
+    monkeypatch.setattr(denoising.Noise, "draw", staticmethod(lambda *_: noise))
+    together = model(batch)
+    bank = model.head.queries.bank.weight.detach().clone()
+    alone = []
+    for k in range(3):
+        own = Noise(noise.flip[k : k + 1], noise.label[k : k + 1], noise.box[k : k + 1])
+        monkeypatch.setattr(denoising.Noise, "draw", staticmethod(lambda *_, own=own: own))
+        with torch.no_grad():
+            model.head.queries.bank.weight.copy_(move_group_to_front(bank, k, model.groups))
+        single = QueryGroups(N)
+        alone.append(model.criterion(model.predict(batch, single, targets), targets, single))
+    assert any("_dn" in name for name in together)
+    for name, value in together.items():
+        torch.testing.assert_close(value, torch.stack([x[name] for x in alone]).mean())
+
+
+@pytest.mark.parametrize("counts", [(3, 0), (0, 0)])
+def test_losses_have_the_same_names_whatever_the_targets(counts):
+    """Processes of a training exchange them by name."""
+    model = dn_model(2)
+    losses = model(make_batch(counts))
+    assert losses.keys() == model(make_batch()).keys()
+    assert all(x.isfinite() for x in losses.values())
+    sum(losses.values()).backward()
+    assert model.head.denoising.label_embedding.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("label", [-1, 80])
+def test_a_label_outside_the_classes_is_a_named_error(label):
+    model, batch = dn_model(), make_batch()
+    batch[1]["instances"].gt_classes[0] = label
+    with pytest.raises(LabelError, match=f"image_1.jpg has an object of class {label}.*is 80"):
+        model(batch)
