@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS = 2**16
+CHUNK = 2**20  # elements whose mask is held at a time
 
 
 def keep_threshold(p: float) -> int:
@@ -37,20 +38,24 @@ def draw_keep_mask(shape: torch.Size, p: float, generator: torch.Generator) -> T
     return bits.view(torch.int16)[:numel].view(shape) >= keep_threshold(p)
 
 
-def _drop(x: Tensor, p: float, seed: int) -> Tensor:
-    keep = draw_keep_mask(x.shape, p, torch.Generator().manual_seed(seed))
-    return (x * keep).mul_(keep_scale(p))
+def _drop_(x: Tensor, p: float, seed: int) -> Tensor:
+    """Drops in place, a chunk at a time: masks stay in the cache and memory does not grow."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in x.view(-1).split(CHUNK):
+        part.mul_(draw_keep_mask(part.shape, p, generator)).mul_(keep_scale(p))
+    return x
 
 
 class _SeededDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
         ctx.p, ctx.seed = p, draw_seed()
-        return _drop(x, p, ctx.seed)
+        return _drop_(x.clone(memory_format=torch.contiguous_format), p, ctx.seed)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _drop(grad, ctx.p, ctx.seed), None
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        return _drop_(grad, ctx.p, ctx.seed), None
 
 
 class _ReluDropout(torch.autograd.Function):
@@ -65,8 +70,7 @@ class _ReluDropout(torch.autograd.Function):
             F.dropout(x, p, inplace=True)
             ctx.scale = 1 / (1 - p)
         elif p:
-            keep = draw_keep_mask(x.shape, p, torch.Generator().manual_seed(draw_seed()))
-            x.mul_(keep).mul_(ctx.scale)
+            _drop_(x, p, draw_seed())
         ctx.save_for_backward(x)
         return x
 
