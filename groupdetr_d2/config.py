@@ -37,6 +37,8 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.DEC_LAYERS = 6
     # of the feature maps' position embedding; a checkpoint works with its own alone
     cfg.MODEL.DETR.POSITION_TEMPERATURE = 10000
+    # after the projection of backbone features: "" or "GN"
+    cfg.MODEL.DETR.PROJECTION_NORM = ""
     # weights in the loss
     cfg.MODEL.DETR.CLASS_WEIGHT = 2.0
     cfg.MODEL.DETR.L1_WEIGHT = 5.0
@@ -53,6 +55,10 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.DENOISING.LABEL_NOISE = 0.2
     # largest shift of a box, relative to half its size, and largest change of its size
     cfg.MODEL.DETR.DENOISING.BOX_NOISE = 0.4
+
+    cfg.MODEL.DETR.SAM = CN()
+    # SAM-DETR: add SMCA's Gaussians to the attention logits
+    cfg.MODEL.DETR.SAM.SMCA = False
 
     cfg.MODEL.SMALL_RESNET = CN()
     # build_small_resnet_backbone: channels of the stem, res2, res3, ...

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from detectron2.modeling import build_model
 
-from ..checkpoint import CheckpointError, conditional_detr, dab_detr, dn_detr
+from ..checkpoint import CheckpointError, conditional_detr, dab_detr, dn_detr, sam_detr
 from ..engine.main import report_errors
 from ..engine.run_info import RunInfo
 from ..engine.setup import build_config
@@ -18,6 +18,7 @@ SOURCES = {
     "conditional-detr": (conditional_detr, "ConditionalDETR/conditional_detr_R_50_50ep.yaml"),
     "dab-detr": (dab_detr, "DAB-DETR/dab_detr_R_50_50ep.yaml"),
     "dn-detr": (dn_detr, "DN-DETR/dn_detr_R_50_50ep.yaml"),
+    "sam-detr": (sam_detr, "SAM-DETR/sam_detr_R_50_12ep.yaml"),
 }
 
 

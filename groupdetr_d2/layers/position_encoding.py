@@ -39,20 +39,26 @@ def sine_embedding(coords: Tensor, num_feats: int = 128, temperature: float = 10
 
 
 def image_position_embedding(
-    padding_mask: Tensor, num_feats: int = 128, temperature: float = 10000
+    padding_mask: Tensor,
+    num_feats: int = 128,
+    temperature: float = 10000,
+    offset: float = 0.0,
 ) -> Tensor:
     """DETR's position embedding of a feature map, measured on its unpadded part.
 
     Args:
         padding_mask: (B, H, W) bool, True on padding.
+        offset: 0 puts a cell's position at its far edge (DETR), 0.5 at its centre (SAM-DETR).
 
     Returns:
         (B, H, W, 2 * num_feats) float32, the y part before the x part.
     """
     valid = ~padding_mask
-    y, x = valid.cumsum(1, dtype=torch.float32), valid.cumsum(2, dtype=torch.float32)
-    y = y / (y[:, -1:, :] + 1e-6) * 2 * math.pi
-    x = x / (x[:, :, -1:] + 1e-6) * 2 * math.pi
+    y = valid.cumsum(1, dtype=torch.float32) - offset
+    x = valid.cumsum(2, dtype=torch.float32) - offset
+    # in the official order of additions: SAM-DETR's regions see rows that are padding alone
+    y = y / (y[:, -1:, :] + 1e-6 + offset) * 2 * math.pi
+    x = x / (x[:, :, -1:] + 1e-6 + offset) * 2 * math.pi
     frequencies = _frequencies(num_feats, temperature, padding_mask.device)
     return torch.cat([_sines(y[..., None] / frequencies), _sines(x[..., None] / frequencies)], -1)
 

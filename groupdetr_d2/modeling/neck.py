@@ -13,23 +13,28 @@ class Neck(nn.Module):
 
     Args:
         in_features: names of the backbone's outputs to use, fine to coarse.
-        in_channels: their channels.
-        temperature: of the position embedding; it must match the checkpoint (DAB-DETR has 20).
+        projections: from each of them to d_model channels.
+        temperature, offset: of the position embedding; they must match the checkpoint (DAB-DETR
+            has temperature 20, SAM-DETR offset 0.5).
     """
 
     def __init__(
         self,
         in_features: list[str],
-        in_channels: list[int],
+        projections: list[nn.Module],
         *,
         d_model: int,
         temperature: float = 10000,
+        offset: float = 0.0,
     ):
         super().__init__()
         self.in_features = in_features
-        self.projections = nn.ModuleList(nn.Conv2d(c, d_model, 1) for c in in_channels)
-        self.num_feats = d_model // 2
-        self.temperature = temperature
+        self.projections = nn.ModuleList(projections)
+        self.position = {
+            "num_feats": d_model // 2,
+            "temperature": temperature,
+            "offset": offset,
+        }
 
     def forward(self, features: dict[str, Tensor], padding_mask: Tensor | None) -> Memory:
         """
@@ -42,7 +47,7 @@ class Neck(nn.Module):
             for name, projection in zip(self.in_features, self.projections, strict=True)
         ]
         masks = [_mask_like(x, padding_mask) for x in maps]
-        pos = [image_position_embedding(m, self.num_feats, self.temperature) for m in masks]
+        pos = [image_position_embedding(m, **self.position) for m in masks]
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         return Memory(
             features=torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1),  # (B, S, C)
@@ -60,3 +65,15 @@ def _mask_like(feature_map: Tensor, padding_mask: Tensor | None) -> Tensor:
     if padding_mask is None:
         return torch.zeros(batch, height, width, dtype=torch.bool, device=feature_map.device)
     return F.interpolate(padding_mask[:, None].float(), size=(height, width))[:, 0].bool()
+
+
+def build_projections(cfg, backbone_shape) -> list[nn.Module]:
+    """A 1 x 1 convolution a feature map; MODEL.DETR.PROJECTION_NORM may add a GroupNorm."""
+    d_model, norm = cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.PROJECTION_NORM
+    if norm not in ("", "GN"):
+        raise ValueError(f"MODEL.DETR.PROJECTION_NORM is {norm!r}; it can be empty or GN")
+    channels = [backbone_shape[name].channels for name in cfg.MODEL.DETR.IN_FEATURES]
+    convolutions = [nn.Conv2d(c, d_model, 1) for c in channels]
+    if not norm:
+        return convolutions
+    return [nn.Sequential(conv, nn.GroupNorm(32, d_model)) for conv in convolutions]

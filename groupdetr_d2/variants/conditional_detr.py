@@ -14,7 +14,7 @@ from ..modeling.box_predictor import BoxPredictor
 from ..modeling.decoder import Decoder, DecoderLayer
 from ..modeling.encoder import TransformerEncoder, build_ffn
 from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
-from ..modeling.neck import Neck
+from ..modeling.neck import Neck, build_projections
 from ..modeling.queries import PositionQueries
 from ..structures import Memory, Queries, QueryPosition
 
@@ -124,7 +124,7 @@ def conditional_detr(cfg, backbone_shape) -> DETRHead:
     return DETRHead(
         neck=Neck(
             list(detr.IN_FEATURES),
-            [backbone_shape[name].channels for name in detr.IN_FEATURES],
+            build_projections(cfg, backbone_shape),
             d_model=d_model,
             temperature=detr.POSITION_TEMPERATURE,
         ),

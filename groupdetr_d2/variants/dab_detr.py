@@ -13,7 +13,7 @@ from ..modeling.decoder import Decoder
 from ..modeling.denoising import build_denoising
 from ..modeling.encoder import TransformerEncoder, build_ffn
 from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
-from ..modeling.neck import Neck
+from ..modeling.neck import Neck, build_projections
 from ..modeling.queries import AnchorQueries
 from ..structures import Memory, Queries, QueryPosition
 from .conditional_detr import build_conditional_layer
@@ -73,7 +73,7 @@ def dab_detr(cfg, backbone_shape) -> DETRHead:
     return DETRHead(
         neck=Neck(
             list(detr.IN_FEATURES),
-            [backbone_shape[name].channels for name in detr.IN_FEATURES],
+            build_projections(cfg, backbone_shape),
             d_model=d_model,
             temperature=detr.POSITION_TEMPERATURE,
         ),

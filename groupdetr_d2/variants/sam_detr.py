@@ -1,0 +1,218 @@
+"""SAM-DETR (Zhang et al., CVPR 2022, arXiv 2203.06883): semantic-aligned matching.
+
+A query does not carry its content along: each layer resamples it from the memory, at salient points
+inside the query's box, so that queries and keys speak the same language. With SMCA, a Gaussian
+around each point adds to the attention logits (Gao et al., ICCV 2021).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import roi_align
+
+from ..layers.attention import attend
+from ..layers.box_ops import box_cxcywh_to_xyxy
+from ..layers.mlp import MLP
+from ..layers.position_encoding import sine_embedding
+from ..modeling.box_predictor import BoxPredictor
+from ..modeling.decoder import Decoder, DecoderLayer
+from ..modeling.encoder import TransformerEncoder, build_ffn
+from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
+from ..modeling.neck import Neck, build_projections
+from ..modeling.queries import AnchorQueries
+from ..structures import Memory, Queries, QueryPosition
+from .conditional_detr import ConditionalSelfAttention
+
+ROI_SIZE = 7
+SMCA_DIMS = 8  # five products make the Gaussian, three zeros align the head
+
+
+def valid_extent(memory: Memory) -> Tensor:
+    """(B, 2): width and height of the unpadded part of a one-level memory, in cells."""
+    ((height, width),) = memory.spatial_shapes
+    batch = memory.features.shape[0]
+    if memory.padding_mask is None:
+        return memory.features.new_tensor([[width, height]]).expand(batch, 2)
+    valid = ~memory.padding_mask.unflatten(1, (height, width))  # (B, H, W)
+    return torch.stack([valid[:, 0].sum(1), valid[:, :, 0].sum(1)], -1).to(memory.pos.dtype)
+
+
+class SemanticAligner(nn.Module):
+    """Salient points inside each query's box, and the memory's content there, head by head."""
+
+    def __init__(self, d_model: int, num_heads: int, outputs_per_head: int):
+        super().__init__()
+        hidden = 2 * d_model
+        self.num_heads = num_heads
+        self.reduce = nn.Conv2d(d_model, d_model // 4, 1)
+        self.points = nn.Sequential(
+            nn.Linear(d_model // 4 * ROI_SIZE**2, d_model),
+            nn.ReLU(),
+            nn.Linear(d_model, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, outputs_per_head * num_heads),
+        )
+        nn.init.zeros_(self.points[-1].bias)
+
+    def forward(self, reference: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            reference: (B, Q, 4) boxes in [0, 1] of the unpadded image.
+
+        Returns:
+            contents (B, Q, heads, C), and what the points' network says, (B, Q, outputs).
+        """
+        ((height, width),) = memory.spatial_shapes
+        feature_map = memory.features.transpose(1, 2).unflatten(2, (height, width))
+        extent = valid_extent(memory).repeat(1, 2)[:, None]  # (B, 1, 4)
+        rois = (box_cxcywh_to_xyxy(reference) * extent).to(feature_map.dtype).detach()
+        # features of all regions would be the largest tensor of the model: backward makes them anew
+        content, points = checkpoint(self._sample, feature_map, rois, use_reentrant=False)
+        shape = reference.shape[:2]
+        return content.unflatten(0, shape), points.unflatten(0, shape)
+
+    def _sample(self, feature_map: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+        regions = roi_align(feature_map, list(rois), ROI_SIZE, aligned=True)  # (B*Q, C, 7, 7)
+        points = self.points(F.relu(self.reduce(regions)).flatten(1))  # (B*Q, outputs)
+        grid = points[:, None, : 2 * self.num_heads].tanh().unflatten(2, (self.num_heads, 2))
+        sampled = F.grid_sample(regions, grid.to(regions.dtype), align_corners=False)
+        return sampled[:, :, 0].transpose(1, 2), points  # (B*Q, heads, C)
+
+
+class SemanticAlignedCrossAttention(nn.Module):
+    """Cross-attention whose queries are resampled from the memory; keys are the same in each head.
+
+    Args:
+        gaussian: whether SMCA's Gaussians are added.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float, *, gaussian: bool):
+        super().__init__()
+        self.num_heads, self.dropout, self.gaussian = num_heads, dropout, gaussian
+        self.aligner = SemanticAligner(d_model, num_heads, 4 if gaussian else 2)
+        self.content_gate = nn.Linear(d_model, num_heads * d_model)
+        self.position_gate = nn.Linear(d_model, num_heads * d_model)
+        self.q_content, self.k_content = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+        self.q_sine = MLP(d_model, d_model, d_model, 2)
+        self.k_sine = MLP(d_model, d_model, d_model, 2)
+        self.v, self.out_proj = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+
+    def forward(
+        self, content: Tensor, position: QueryPosition, reference: Tensor, memory: Memory
+    ) -> Tensor:
+        """(B, Q, C); `content` only gates what is resampled."""
+        sampled, outputs = self.aligner(reference, memory)  # (B, Q, heads, C), (B, Q, .)
+        per_head = (self.num_heads, content.shape[-1])
+        offset = outputs[..., : 2 * self.num_heads].tanh().unflatten(-1, (-1, 2))
+        points = reference[:, :, None, :2] + 0.5 * reference[:, :, None, 2:] * offset
+        with torch.no_grad():
+            sine = sine_embedding(points, content.shape[-1] // 2)  # (B, Q, heads, C)
+        sampled = sampled * self.content_gate(content).sigmoid().unflatten(-1, per_head)
+        sine = sine * self.position_gate(content).sigmoid().unflatten(-1, per_head)
+        q = self.q_content(sampled) + self.q_sine(sine)  # (B, Q, heads, C)
+        k = self.k_content(memory.features) + self.k_sine(memory.pos)  # (B, S, C)
+        if self.gaussian:
+            spread = outputs[..., 2 * self.num_heads :].unflatten(-1, (-1, 2))
+            q, k = append_gaussian(
+                q, k, points * valid_extent(memory)[:, None, None], spread, memory
+            )
+        k = k[:, :, None].expand(-1, -1, self.num_heads, -1)  # (B, S, heads, C)
+        mask = memory.padding_mask
+        barred = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
+        dropout = self.dropout if self.training else 0.0
+        v = self.v(memory.features)
+        return self.out_proj(attend(q.flatten(2), k.flatten(2), v, self.num_heads, barred, dropout))
+
+
+def append_gaussian(
+    q: Tensor, k: Tensor, centers: Tensor, spread: Tensor, memory: Memory
+) -> tuple[Tensor, Tensor]:
+    """Channels whose product adds -sum((center - cell)^2 spread^2) / 8 to the attention logits.
+
+    The square is a sum of products of a query's and a key's numbers, so that no map of queries x
+    keys is needed. `attend` divides by the root of the head size, which is made up for.
+
+    Args:
+        q, k: (B, Q, heads, C) and (B, S, C).
+        centers, spread: (B, Q, heads, 2), x before y, in cells.
+    """
+    ((height, width),) = memory.spatial_shapes
+    y, x = torch.meshgrid(
+        torch.arange(height, device=k.device) + 0.5,
+        torch.arange(width, device=k.device) + 0.5,
+        indexing="ij",
+    )
+    cells = torch.stack([x, y], -1).flatten(0, 1).to(centers.dtype)  # (S, 2)
+    middle = cells.new_tensor([width, height]) / 2  # small numbers keep the digits
+    cells, centers = cells - middle, centers - middle
+    weight = spread.to(centers.dtype) ** 2 / 8
+    parts = [-(centers**2 * weight).sum(-1, keepdim=True), 2 * centers * weight, -weight]
+    of_query = torch.cat(parts, -1)  # (B, Q, heads, 5)
+    of_key = torch.cat([torch.ones_like(cells[:, :1]), cells, cells**2], -1)  # (S, 5)
+    size = q.shape[-1]
+    scale = ((size + SMCA_DIMS) / size) ** 0.5, (size + SMCA_DIMS) ** 0.5
+    zeros = (0, SMCA_DIMS - of_key.shape[-1])
+    q = torch.cat([q.to(of_query.dtype) * scale[0], F.pad(of_query * scale[1], zeros)], -1)
+    of_key = F.pad(of_key, zeros).expand(k.shape[0], -1, -1)
+    return q, torch.cat([k.to(of_key.dtype), of_key], -1)
+
+
+class CenterQueryPosition(nn.Module):
+    """The sine embedding of the box's centre, without gradient as in the official code."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.num_feats = d_model // 2
+
+    @torch.no_grad()
+    def forward(self, layer: int, queries: Queries, memory: Memory) -> QueryPosition:
+        """(B, Q, C), for self-attention alone."""
+        return QueryPosition(sine_embedding(queries.reference[..., :2], self.num_feats))
+
+
+@VARIANT_REGISTRY.register()
+def sam_detr(cfg, backbone_shape) -> DETRHead:
+    """SAM-DETR from MODEL.DETR.* and MODEL.DETR.SAM.*."""
+    detr = cfg.MODEL.DETR
+    d_model, num_heads, dropout = detr.HIDDEN_DIM, detr.NHEADS, detr.DROPOUT
+
+    def make_ffn() -> nn.Module:
+        return build_ffn(d_model, detr.DIM_FEEDFORWARD, dropout)
+
+    def make_layer(i: int) -> DecoderLayer:
+        return DecoderLayer(
+            ConditionalSelfAttention(d_model, num_heads, dropout),
+            SemanticAlignedCrossAttention(d_model, num_heads, dropout, gaussian=detr.SAM.SMCA),
+            make_ffn(),
+            d_model=d_model,
+            dropout=dropout,
+        )
+
+    encoder = TransformerEncoder(
+        detr.ENC_LAYERS, make_ffn, d_model=d_model, num_heads=num_heads, dropout=dropout
+    )
+    decoder = Decoder(
+        make_layer, detr.DEC_LAYERS, CenterQueryPosition(d_model), nn.Identity(), refine=True
+    )
+    init_transformer(encoder, decoder)
+    return DETRHead(
+        neck=Neck(
+            list(detr.IN_FEATURES),
+            build_projections(cfg, backbone_shape),
+            d_model=d_model,
+            offset=0.5,
+        ),
+        encoder=encoder,
+        queries=AnchorQueries(build_groups(cfg), d_model),
+        decoder=decoder,
+        predictor=BoxPredictor(
+            d_model=d_model,
+            num_classes=detr.NUM_CLASSES,
+            num_layers=detr.DEC_LAYERS,
+            shared=False,
+            eps=1e-5,
+        ),
+    )
