@@ -15,11 +15,19 @@ from groupdetr_d2.engine.setup import build_config
 
 from .conftest import ROOT
 
-FAMILIES = ["configs/quick_start/conditional_detr_shapes.yaml"]
+CONFIG = "configs/quick_start/conditional_detr_shapes.yaml"
+DAB = ["MODEL.DETR.VARIANT", "dab_detr", "MODEL.DETR.POSITION_TEMPERATURE", 20]
+# per model family, what differs from the small Conditional DETR
+FAMILIES = {
+    "conditional_detr": [],
+    "dab_detr": DAB,
+    "dn_detr": [*DAB, "MODEL.DETR.DENOISING.NUM_QUERIES", 10],
+    "sam_detr": ["MODEL.DETR.VARIANT", "sam_detr", "MODEL.DETR.PROJECTION_NORM", "GN"],
+}
 STEPS = 300
 
 
-def four_images(tmp_path, config, num_groups):
+def four_images(tmp_path, family, num_groups):
     folder = generate_shapes(ShapesSpec("overfit", 4, 128, 5, seed=2), tmp_path)
     json_file, images = str(folder / "annotations.json"), str(folder / "images")
     custom = [
@@ -28,16 +36,16 @@ def four_images(tmp_path, config, num_groups):
         *("MODEL.DEVICE", "cpu", "MODEL.DETR.NUM_GROUPS", num_groups, "SEED", 0),
         *("INPUT.RANDOM_FLIP", "none", "MODEL.RESNETS.NORM", "GN", "OUTPUT_DIR", tmp_path / "out"),
     ]
-    cfg = build_config(str(ROOT / config), [str(x) for x in custom])
+    cfg = build_config(str(ROOT / CONFIG), [str(x) for x in (*custom, *FAMILIES[family])])
     register_custom_datasets(cfg)
     return cfg
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_groups", [1, 3])
-@pytest.mark.parametrize("config", FAMILIES)
-def test_four_images_are_learnt_by_heart(tmp_path, config, num_groups):
-    cfg = four_images(tmp_path, config, num_groups)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_four_images_are_learnt_by_heart(tmp_path, family, num_groups):
+    cfg = four_images(tmp_path, family, num_groups)
     name = cfg.DATASETS.TRAIN[0]
     mapper = build_mapper(cfg, is_train=True)
     batch = [mapper(d) for d in DatasetCatalog.get(name)]

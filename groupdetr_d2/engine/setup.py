@@ -122,6 +122,8 @@ def _check_batch(cfg: CfgNode) -> None:
             f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a multiple of the number "
             f"of processes ({world_size})"
         )
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+        logger.warning("a CPU emulates float16, many times slower: use SOLVER.AMP.DTYPE bfloat16")
     if cfg.SOLVER.AMP.DTYPE not in ("float16", "bfloat16"):
         raise ConfigError(
             f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; it can be float16 or bfloat16"
