@@ -8,6 +8,7 @@ matched pairs of the whole batch in one decoder layer.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,29 @@ class Memory:
     pos: Tensor  # (B, S, C)
     padding_mask: Tensor | None = None  # (B, S), True on padding; None if there is no padding
     spatial_shapes: tuple[tuple[int, int], ...] = ()  # (height, width) per level
+
+    def level(self, index: int) -> "Memory":
+        """One level of a memory of several."""
+        sizes = [h * w for h, w in self.spatial_shapes]
+        part = slice(sum(sizes[:index]), sum(sizes[: index + 1]))
+        return Memory(
+            features=self.features[:, part],
+            pos=self.pos[:, part],
+            padding_mask=None if self.padding_mask is None else self.padding_mask[:, part],
+            spatial_shapes=(self.spatial_shapes[index],),
+        )
+
+    def valid_extents(self) -> Tensor:
+        """(B, levels, 2): width and height of each level's unpadded part, in cells."""
+        extents = []
+        for i, (height, width) in enumerate(self.spatial_shapes):
+            if self.padding_mask is None:
+                size = self.pos.new_tensor([width, height]).expand(len(self.pos), 2)
+            else:
+                valid = ~self.level(i).padding_mask.unflatten(1, (height, width))  # (B, H, W)
+                size = torch.stack([valid[:, 0].sum(1), valid[:, :, 0].sum(1)], -1)
+            extents.append(size.to(self.pos.dtype))
+        return torch.stack(extents, 1)
 
 
 @dataclass

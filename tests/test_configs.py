@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from groupdetr_d2.engine.setup import build_config
 from groupdetr_d2.engine.solver import build_optimizer
 from groupdetr_d2.groups import move_group_to_front
+from groupdetr_d2.modeling.meta_arch import padding_mask_of
 from groupdetr_d2.modeling.queries import QueryBank
 
 from .conftest import ROOT, SHRINK, all_configs, make_batch, randomize_heads
@@ -129,6 +130,21 @@ def test_every_parameter_gets_a_finite_gradient_without_targets(config, counts):
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in trained.items():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+# SAM-DETR's RoIAlign reads over the border of the valid area, as in the official code
+@pytest.mark.parametrize("config", [c for c in CONFIGS if "/SAM-DETR/" not in c])
+def test_padded_memory_positions_are_never_looked_at(config):
+    cfg, model = build(config, 2)
+    images = model.eval().preprocess_image(batch_for(cfg))
+    mask = padding_mask_of(images)
+    with torch.no_grad():
+        memory = model.head.neck(model.backbone(images.tensor), mask)
+        expected = model.head.decode(model.head.encoder(memory), model.groups)
+        assert memory.padding_mask.any() and not memory.padding_mask.all()
+        memory.features[memory.padding_mask] = 100.0
+        found = model.head.decode(model.head.encoder(memory), model.groups)
+    assert torch.equal(expected.logits, found.logits) and torch.equal(expected.boxes, found.boxes)
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if "/group_" in c])

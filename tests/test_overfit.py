@@ -17,12 +17,15 @@ from .conftest import ROOT
 
 CONFIG = "configs/quick_start/conditional_detr_shapes.yaml"
 DAB = ["MODEL.DETR.VARIANT", "dab_detr", "MODEL.DETR.POSITION_TEMPERATURE", 20]
+SAM = ["MODEL.DETR.VARIANT", "sam_detr", "MODEL.DETR.PROJECTION_NORM", "GN"]
+LEVELS = ["res2", "res3", "res4"]
 # per model family, what differs from the small Conditional DETR
 FAMILIES = {
     "conditional_detr": [],
     "dab_detr": DAB,
     "dn_detr": [*DAB, "MODEL.DETR.DENOISING.NUM_QUERIES", 10],
-    "sam_detr": ["MODEL.DETR.VARIANT", "sam_detr", "MODEL.DETR.PROJECTION_NORM", "GN"],
+    "sam_detr": SAM,
+    "sam_detr_pp": [*SAM, "MODEL.DETR.IN_FEATURES", LEVELS, "MODEL.RESNETS.OUT_FEATURES", LEVELS],
 }
 STEPS = 300
 

@@ -1,4 +1,4 @@
-"""Official SAM-DETR checkpoints (ZhangGongjie/SAM-DETR), single-scale, with or without SMCA."""
+"""Official SAM-DETR and SAM-DETR++ checkpoints (ZhangGongjie/SAM-DETR)."""
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ RULES = [
     (r"\.point2\.", ".cross_attn.aligner.points."),
     (r"\.attn1\.", ".cross_attn.content_gate."),
     (r"\.attn2\.", ".cross_attn.position_gate."),
+    (r"^transformer\.level_embed$", "head.encoder.level_embedding"),
     *COMMON_RULES,
 ]
 

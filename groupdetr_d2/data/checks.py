@@ -64,7 +64,10 @@ def is_usable_box(bbox: Sequence[float], mode: BoxMode, width: float, height: fl
     """Whether a box has an area and touches its image."""
     if not all(math.isfinite(x) for x in bbox):
         return False
-    x0, y0, x1, y1 = BoxMode.convert(list(bbox), mode, BoxMode.XYXY_ABS)
+    if mode == BoxMode.XYWH_ABS:  # COCO's 860,000 boxes are checked at every start
+        x0, y0, x1, y1 = bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]
+    else:
+        x0, y0, x1, y1 = BoxMode.convert(list(bbox), mode, BoxMode.XYXY_ABS)
     return x1 > x0 and y1 > y0 and x1 > 0 and y1 > 0 and x0 < width and y0 < height
 
 

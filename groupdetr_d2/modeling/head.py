@@ -7,6 +7,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from ..groups import QueryGroups
+from ..layers.ms_deform_attn import MSDeformAttn
 from ..structures import Memory, Predictions, Targets
 
 VARIANT_REGISTRY = Registry("DETR variant")
@@ -93,3 +94,6 @@ def init_transformer(*modules: nn.Module) -> None:
                 nn.init.xavier_uniform_(parameter)
             elif name.endswith(("out_proj.bias", "in_proj.bias")):
                 nn.init.zeros_(parameter)
+        for part in module.modules():
+            if isinstance(part, MSDeformAttn):
+                part.reset_parameters()

@@ -1,8 +1,9 @@
 """SAM-DETR (Zhang et al., CVPR 2022, arXiv 2203.06883): semantic-aligned matching.
 
 A query does not carry its content along: each layer resamples it from the memory, at salient points
-inside the query's box, so that queries and keys speak the same language. With SMCA, a Gaussian
-around each point adds to the attention logits (Gao et al., ICCV 2021).
+inside the query's box, so that queries and keys speak the same language. SAM-DETR++ (arXiv
+2207.14172) goes through feature levels from coarse to fine. With SMCA, a Gaussian around each point
+adds to the attention logits (Gao et al., ICCV 2021).
 """
 
 import torch
@@ -17,6 +18,7 @@ from ..layers.mlp import MLP
 from ..layers.position_encoding import sine_embedding
 from ..modeling.box_predictor import BoxPredictor
 from ..modeling.decoder import Decoder, DecoderLayer
+from ..modeling.deformable_encoder import DeformableEncoder
 from ..modeling.encoder import TransformerEncoder, build_ffn
 from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
 from ..modeling.neck import Neck, build_projections
@@ -26,16 +28,6 @@ from .conditional_detr import ConditionalSelfAttention
 
 ROI_SIZE = 7
 SMCA_DIMS = 8  # five products make the Gaussian, three zeros align the head
-
-
-def valid_extent(memory: Memory) -> Tensor:
-    """(B, 2): width and height of the unpadded part of a one-level memory, in cells."""
-    ((height, width),) = memory.spatial_shapes
-    batch = memory.features.shape[0]
-    if memory.padding_mask is None:
-        return memory.features.new_tensor([[width, height]]).expand(batch, 2)
-    valid = ~memory.padding_mask.unflatten(1, (height, width))  # (B, H, W)
-    return torch.stack([valid[:, 0].sum(1), valid[:, :, 0].sum(1)], -1).to(memory.pos.dtype)
 
 
 class SemanticAligner(nn.Module):
@@ -67,7 +59,7 @@ class SemanticAligner(nn.Module):
         """
         ((height, width),) = memory.spatial_shapes
         feature_map = memory.features.transpose(1, 2).unflatten(2, (height, width))
-        extent = valid_extent(memory).repeat(1, 2)[:, None]  # (B, 1, 4)
+        extent = memory.valid_extents().repeat(1, 1, 2)  # (B, 1, 4)
         rois = (box_cxcywh_to_xyxy(reference) * extent).to(feature_map.dtype).detach()
         # features of all regions would be the largest tensor of the model: backward makes them anew
         content, points = checkpoint(self._sample, feature_map, rois, use_reentrant=False)
@@ -87,10 +79,12 @@ class SemanticAlignedCrossAttention(nn.Module):
 
     Args:
         gaussian: whether SMCA's Gaussians are added.
+        level: the feature level to look at.
     """
 
-    def __init__(self, d_model: int, num_heads: int, dropout: float, *, gaussian: bool):
+    def __init__(self, d_model: int, num_heads: int, dropout: float, *, gaussian: bool, level: int):
         super().__init__()
+        self.level = level
         self.num_heads, self.dropout, self.gaussian = num_heads, dropout, gaussian
         self.aligner = SemanticAligner(d_model, num_heads, 4 if gaussian else 2)
         self.content_gate = nn.Linear(d_model, num_heads * d_model)
@@ -104,6 +98,7 @@ class SemanticAlignedCrossAttention(nn.Module):
         self, content: Tensor, position: QueryPosition, reference: Tensor, memory: Memory
     ) -> Tensor:
         """(B, Q, C); `content` only gates what is resampled."""
+        memory = memory.level(self.level)
         sampled, outputs = self.aligner(reference, memory)  # (B, Q, heads, C), (B, Q, .)
         per_head = (self.num_heads, content.shape[-1])
         offset = outputs[..., : 2 * self.num_heads].tanh().unflatten(-1, (-1, 2))
@@ -116,9 +111,8 @@ class SemanticAlignedCrossAttention(nn.Module):
         k = self.k_content(memory.features) + self.k_sine(memory.pos)  # (B, S, C)
         if self.gaussian:
             spread = outputs[..., 2 * self.num_heads :].unflatten(-1, (-1, 2))
-            q, k = append_gaussian(
-                q, k, points * valid_extent(memory)[:, None, None], spread, memory
-            )
+            centers = points * memory.valid_extents()[:, None]  # in cells
+            q, k = append_gaussian(q, k, centers, spread, memory)
         k = k[:, :, None].expand(-1, -1, self.num_heads, -1)  # (B, S, heads, C)
         mask = memory.padding_mask
         barred = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
@@ -175,25 +169,24 @@ class CenterQueryPosition(nn.Module):
 
 @VARIANT_REGISTRY.register()
 def sam_detr(cfg, backbone_shape) -> DETRHead:
-    """SAM-DETR from MODEL.DETR.* and MODEL.DETR.SAM.*."""
+    """SAM-DETR, or with several feature maps SAM-DETR++, from MODEL.DETR.* and MODEL.DETR.SAM.*."""
     detr = cfg.MODEL.DETR
     d_model, num_heads, dropout = detr.HIDDEN_DIM, detr.NHEADS, detr.DROPOUT
-
-    def make_ffn() -> nn.Module:
-        return build_ffn(d_model, detr.DIM_FEEDFORWARD, dropout)
+    num_levels = len(detr.IN_FEATURES)
 
     def make_layer(i: int) -> DecoderLayer:
+        level = num_levels - 1 - i * num_levels // detr.DEC_LAYERS  # from coarse to fine
         return DecoderLayer(
             ConditionalSelfAttention(d_model, num_heads, dropout),
-            SemanticAlignedCrossAttention(d_model, num_heads, dropout, gaussian=detr.SAM.SMCA),
-            make_ffn(),
+            SemanticAlignedCrossAttention(
+                d_model, num_heads, dropout, gaussian=detr.SAM.SMCA, level=level
+            ),
+            build_ffn(d_model, detr.DIM_FEEDFORWARD, dropout),
             d_model=d_model,
             dropout=dropout,
         )
 
-    encoder = TransformerEncoder(
-        detr.ENC_LAYERS, make_ffn, d_model=d_model, num_heads=num_heads, dropout=dropout
-    )
+    encoder = build_sam_encoder(cfg)
     decoder = Decoder(
         make_layer, detr.DEC_LAYERS, CenterQueryPosition(d_model), nn.Identity(), refine=True
     )
@@ -215,4 +208,21 @@ def sam_detr(cfg, backbone_shape) -> DETRHead:
             shared=False,
             eps=1e-5,
         ),
+    )
+
+
+def build_sam_encoder(cfg) -> nn.Module:
+    """DETR's on one level; on several the deformable one, whose FFN is half as wide."""
+    detr = cfg.MODEL.DETR
+    sizes = {"d_model": detr.HIDDEN_DIM, "num_heads": detr.NHEADS, "dropout": detr.DROPOUT}
+    num_levels = len(detr.IN_FEATURES)
+    width = detr.DIM_FEEDFORWARD if num_levels == 1 else detr.DIM_FEEDFORWARD // 2
+
+    def make_ffn() -> nn.Module:
+        return build_ffn(detr.HIDDEN_DIM, width, detr.DROPOUT)
+
+    if num_levels == 1:
+        return TransformerEncoder(detr.ENC_LAYERS, make_ffn, **sizes)
+    return DeformableEncoder(
+        detr.ENC_LAYERS, make_ffn, num_levels=num_levels, num_points=4, **sizes
     )
