@@ -21,6 +21,7 @@ setup(
         "fvcore>=0.1.5.post20221221",
         "pycocotools>=2.0.7",
         "opencv-python-headless>=4.8",
+        "safetensors>=0.4",
     ],
     extras_require={
         # what Detectron2 itself imports, for installations of it without dependencies
@@ -39,7 +40,7 @@ setup(
             "pillow",
             "tqdm",
         ],
-        "test": ["pytest>=8"],
-        "dev": ["pytest>=8", "ruff>=0.5"],
+        "test": ["pytest>=8", "transformers>=4.50"],
+        "dev": ["pytest>=8", "transformers>=4.50", "ruff>=0.5"],
     },
 )

@@ -8,6 +8,7 @@ from groupdetr_d2.__main__ import main
 from groupdetr_d2.checkpoint.official import COCO_CATEGORY_IDS
 from groupdetr_d2.predictor import Predictor
 
+from .conftest import ROOT
 from .golden_rule import load_case, make_inputs, make_state_dict
 from .test_goldens import golden_config, golden_opts
 
@@ -45,6 +46,23 @@ def test_a_converted_checkpoint_gives_the_official_outputs(tmp_path, name, capsy
     expected = outputs["eval_logits_2"][..., COCO_CATEGORY_IDS]
     np.testing.assert_allclose(found.logits[-1], expected, atol=1e-4, rtol=0)
     np.testing.assert_allclose(found.boxes[-1], outputs["eval_boxes_2"], atol=1e-4, rtol=0)
+
+
+def test_a_hugging_face_folder_is_read(tmp_path):
+    pytest.importorskip("transformers", reason="transformers is a test extra")
+    from .test_hugging_face import CASES, build_theirs
+
+    build_theirs("DabDetr").save_pretrained(tmp_path / "theirs")
+    config = str(ROOT / "configs" / CASES["DabDetr"])
+    small = opts("dab_detr")
+    small[small.index("MODEL.DETR.DIM_FEEDFORWARD") + 1] = "64"
+    out = str(tmp_path / "ours.pth")
+    files = [str(tmp_path / "theirs"), out]
+    main(["convert", "--source", "hf-dab-detr", "--config-file", config, *files, *small])
+    assert torch.load(out, weights_only=True)["model"]["head.queries.bank.shape"].tolist() == [
+        1,
+        20,
+    ]
 
 
 def test_a_key_that_found_no_home_is_named(tmp_path, capsys):

@@ -4,20 +4,31 @@ import argparse
 import sys
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from detectron2.modeling import build_model
 
-from ..checkpoint import CheckpointError, conditional_detr, dab_detr, dn_detr, sam_detr
+from ..checkpoint import (
+    CheckpointError,
+    conditional_detr,
+    dab_detr,
+    dn_detr,
+    hugging_face,
+    sam_detr,
+)
 from ..engine.main import report_errors
 from ..engine.run_info import RunInfo
 from ..engine.setup import build_config
 
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # per source: the converter's module and the configuration whose model must be filled
 SOURCES = {
     "conditional-detr": (conditional_detr, "ConditionalDETR/conditional_detr_R_50_50ep.yaml"),
     "dab-detr": (dab_detr, "DAB-DETR/dab_detr_R_50_50ep.yaml"),
     "dn-detr": (dn_detr, "DN-DETR/dn_detr_R_50_50ep.yaml"),
+    "hf-conditional-detr": (hugging_face, "ConditionalDETR/conditional_detr_R_50_50ep.yaml"),
+    "hf-dab-detr": (hugging_face, "DAB-DETR/dab_detr_R_50_50ep.yaml"),
     "sam-detr": (sam_detr, "SAM-DETR/sam_detr_R_50_12ep.yaml"),
 }
 
@@ -49,29 +60,35 @@ def convert_file(args: argparse.Namespace) -> None:
     if shape is not None:
         detr.NUM_GROUPS = int(shape[0])
     own = own_shapes(cfg)
-    names = {key: module.convert_key(key) for key in official}
-    homeless += [key for key, name in names.items() if name is not None and name not in own]
-    for key in homeless:
-        sys.stdout.write(f"no home for {key} {tuple(official[key].shape)}\n")
+    without_home = {key: official[key] for key in homeless}
+    without_home |= {key: value for key, value in converted.items() if key not in own}
+    for key, value in without_home.items():
+        sys.stdout.write(f"no home for {key} {tuple(value.shape)}\n")
     converted = {key: value for key, value in converted.items() if key in own}
     check_complete(own, converted, args.input)
     torch.save({"model": converted, "run": RunInfo(cfg).state_dict()}, args.output)
     sys.stdout.write(
         f"{args.output}: {len(converted)} tensors, K = {detr.NUM_GROUPS} groups of N = "
-        f"{detr.NUM_OBJECT_QUERIES} queries, {len(homeless)} official keys without a home\n"
+        f"{detr.NUM_OBJECT_QUERIES} queries, {len(without_home)} official keys without a home\n"
     )
 
 
 def read_official(path: str) -> dict[str, torch.Tensor]:
-    """The state dict of an official file, which holds an argparse namespace beside it."""
-    if not Path(path).is_file():
-        raise CheckpointError(f"the checkpoint {path} does not exist")
+    """The state dict of an official file, or of a folder that `save_pretrained` wrote.
+
+    Official files hold an argparse namespace beside it.
+    """
+    file = next((f for f in map(Path(path).joinpath, FOLDER_FILES) if f.is_file()), Path(path))
+    if not file.is_file():
+        raise CheckpointError(f"the checkpoint {file} does not exist")
     try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated files raise many kinds
         raise CheckpointError(
-            f"{path} cannot be read as an official checkpoint: {type(error).__name__}: {error}"
+            f"{file} cannot be read as an official checkpoint: {type(error).__name__}: {error}"
         ) from error
     return loaded.get("model", loaded)
 
