@@ -27,4 +27,4 @@ lint: env
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf output datasets .pytest_cache .ruff_cache
+	rm -rf output datasets/shapes .pytest_cache .ruff_cache

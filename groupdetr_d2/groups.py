@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .errors import UserError
+
 
 @dataclass(frozen=True)
 class QueryGroups:
     """How many queries there are and which of them belong together.
 
     Raises:
-        ValueError: fewer than one query or group, or a negative number of denoising queries.
+        UserError: fewer than one query or group, or a negative number of denoising queries.
     """
 
     num_queries: int  # N
@@ -26,7 +28,7 @@ class QueryGroups:
 
     def __post_init__(self):
         if self.num_queries < 1 or self.num_groups < 1 or self.num_denoising < 0:
-            raise ValueError(
+            raise UserError(
                 f"{self} is impossible: MODEL.DETR.NUM_OBJECT_QUERIES and MODEL.DETR.NUM_GROUPS "
                 "must be at least 1"
             )

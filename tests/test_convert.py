@@ -20,10 +20,11 @@ def opts(name):
     return pairs
 
 
-def save_official(path, name, **changes):
+def save_official(path, name, dilation=False, **changes):
     spec, outputs = load_case(name)
     state = {**make_state_dict(spec), **changes}
-    torch.save({"model": state, "args": argparse.Namespace(lr=1e-4), "epoch": 49}, path)
+    trained_with = argparse.Namespace(lr=1e-4, dilation=dilation)
+    torch.save({"model": state, "args": trained_with, "epoch": 49}, path)
     return spec, outputs
 
 
@@ -46,6 +47,12 @@ def test_a_converted_checkpoint_gives_the_official_outputs(tmp_path, name, capsy
     expected = outputs["eval_logits_2"][..., COCO_CATEGORY_IDS]
     np.testing.assert_allclose(found.logits[-1], expected, atol=1e-4, rtol=0)
     np.testing.assert_allclose(found.boxes[-1], outputs["eval_boxes_2"], atol=1e-4, rtol=0)
+
+
+def test_a_dc5_checkpoint_needs_a_dc5_configuration(tmp_path):
+    save_official(tmp_path / "official.pth", "conditional_detr", dilation=True)
+    with pytest.raises(SystemExit, match="trained with DC5.*--config-file"):
+        convert(tmp_path, "conditional_detr")
 
 
 def test_a_hugging_face_folder_is_read(tmp_path):

@@ -13,6 +13,7 @@ from groupdetr_d2.data.detr_augmentation import build_detr_augmentation
 from groupdetr_d2.data.loader import (
     ImageReadError,
     TrainingSampler,
+    TrainingSet,
     build_test_loader,
     build_train_loader,
 )
@@ -64,7 +65,7 @@ def test_own_data_needs_no_code(tmp_path):
     dicts = load_training_set(cfg)
     assert len(dicts) == 3 and {a["category_id"] for d in dicts for a in d["annotations"]} == {0, 1}
     assert MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes == ["cat", "dog"]
-    batch = next(iter(build_train_loader(cfg, dicts)))
+    batch = next(iter(build_train_loader(cfg, TrainingSet(dicts))))
     assert len(batch) == 2 and batch[0]["image"].dtype == torch.uint8
     assert len(list(build_test_loader(cfg, cfg.DATASETS.TEST[0]))) == 3
 
@@ -104,6 +105,22 @@ def test_ids_that_match_nothing_are_named(tmp_path):
         read_classes(write_set(tmp_path, "train", category_id=99))
     with pytest.raises(DatasetError, match="unknown image.*image_id 5"):
         read_classes(write_set(tmp_path, "train", image_id=5))
+
+
+@pytest.mark.parametrize(
+    "key, field", [("annotations", "iscrowd"), ("annotations", "bbox"), ("images", "width")]
+)
+def test_fields_that_training_or_evaluation_needs_are_named(tmp_path, key, field):
+    path = write_set(tmp_path, "train")
+    content = json.loads(open(path).read())
+    del content[key][1][field]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=f"train.json: 1 of . {key} have no '{field}'"):
+        read_classes(path)
+    content[key][1] = content[key][0]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=f"some {key} share an id"):
+        read_classes(path)
 
 
 def test_sets_with_different_classes_are_named(tmp_path):
@@ -154,7 +171,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, content):
         else:
             path.write_bytes(content)
     with pytest.raises(ImageReadError, match=r"train_\d.png cannot be used.*Mend or replace"):
-        next(iter(build_train_loader(cfg, dicts)))
+        next(iter(build_train_loader(cfg, TrainingSet(dicts))))
 
 
 def test_batches_depend_on_seed_and_iteration_alone(tmp_path):
@@ -164,7 +181,7 @@ def test_batches_depend_on_seed_and_iteration_alone(tmp_path):
     dicts = load_training_set(cfg)
 
     def batches(start, number):
-        loader = iter(build_train_loader(cfg, dicts, start))
+        loader = iter(build_train_loader(cfg, TrainingSet(dicts), start))
         return [next(loader) for _ in range(number)]
 
     everything = batches(0, 6)

@@ -9,6 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
+from groupdetr_d2.checkpoint import CheckpointError
 from groupdetr_d2.engine.launch import launch
 from groupdetr_d2.engine.setup import ConfigError, build_config, settle_config
 from groupdetr_d2.engine.solver import build_optimizer
@@ -148,7 +149,7 @@ def test_train_evaluate_resume_and_predict_from_the_command_line(tmp_path):
     assert re.search(
         r"epoch \S+  iter 6/6  eta .* lr .* data_time .* match_time .* memory", done.stdout
     )
-    commands = dict(re.findall(r"^  (evaluate|continue|predict): python (.*)$", done.stdout, re.M))
+    commands = dict(re.findall(r"^  (evaluate|continue|predict): \S+ (.*)$", done.stdout, re.M))
     evaluation = train_net(*commands["evaluate"].removeprefix("train_net.py ").split())
     assert "Average Precision" in evaluation.stdout
     words = commands["predict"].replace("--threshold 0.5", "").split()
@@ -169,6 +170,23 @@ def test_a_user_error_is_one_line_and_not_a_traceback(tmp_path):
     done = train_net(*arguments, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "train.json does not exist" in done.stderr
+
+
+def test_a_user_error_in_several_processes_is_one_too(tmp_path):
+    arguments = tiny_run(tmp_path, "DATALOADER.NUM_WORKERS", 1)
+    for path in (tmp_path / "images").glob("train_*.png"):
+        path.write_bytes(b"no picture")
+    done = train_net("--num-gpus", 2, "--dist-url", "auto", *arguments, check=False)
+    assert done.returncode == 1 and "cannot be used" in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert lines and all(line.startswith("error: image ") for line in lines)
+
+
+def test_resuming_with_another_k_is_refused(tmp_path):
+    """The optimizer's averages have the old shapes, which PyTorch does not notice."""
+    run_in_process(tiny_run(tmp_path), iterations=2)
+    with pytest.raises(CheckpointError, match="NUM_GROUPS.*MODEL.WEIGHTS"):
+        run_in_process([*tiny_run(tmp_path), "MODEL.DETR.NUM_GROUPS", 3], resume=True)
 
 
 def test_unknown_keys_name_the_nearest_known_one():

@@ -1,23 +1,31 @@
 #!/usr/bin/env bash
 # Makes the virtual environment that `make demo` and `make test` use.
 # usage: make_env.sh PYTHON FOLDER
+# PYTHON is 3.11 or 3.12, which the pinned versions exist for.
 # If PYTHON already imports Detectron2, its installation is used as it is: the environment then sees
 # PYTHON's packages and gets only what they lack. Otherwise everything is installed at the versions
 # of requirements/.
 set -euo pipefail
 python=$1 folder=$2
 cd "$(dirname "$0")/.."
-"$python" - <<'P' || { echo "error: Python 3.10 or newer is needed, $python is not: make PYTHON=python3.11 ..." >&2; exit 1; }
-import sys
-sys.exit(sys.version_info < (3, 10))
-P
+"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || {
+  echo "error: $python is not Python 3.11 or 3.12: make PYTHON=python3.11 ..." >&2
+  exit 1
+}
+make_venv() {
+  "$folder/bin/python" -m pip --version >/dev/null 2>&1 && return
+  "$python" -m venv --clear "$@" "$folder" || {
+    echo "error: $python cannot make virtual environments: on Debian, apt-get install python3-venv" >&2
+    exit 1
+  }
+}
 if "$python" -W ignore -c 'import detectron2' 2>/dev/null; then
   echo "$python has Detectron2: it is used as it is"
-  [ -x "$folder/bin/python" ] || "$python" -m venv --system-site-packages "$folder"
+  make_venv --system-site-packages
   "$folder/bin/python" -m pip install --quiet --editable '.[detectron2,dev]' --no-build-isolation ||
     "$folder/bin/python" -m pip install --quiet --editable '.[detectron2,dev]'
 else
-  [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
+  make_venv
   pip=("$folder/bin/python" -m pip --disable-pip-version-check install --quiet)
   echo "installing into $folder (torch alone is several GB; minutes on a fast line)"
   "${pip[@]}" --constraint requirements/constraints.txt setuptools wheel

@@ -9,6 +9,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..groups import QueryGroups, resize_query_bank
 from ..modeling.queries import QueryBank
 
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 NOISE = 0.02  # relative to the bank's spread; copies of a query would otherwise train alike
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint cannot be used; the message names the file and the remedy."""
 
 
@@ -45,9 +46,9 @@ class GroupCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(os.path.basename(path))
 
     def _load_file(self, filename: str) -> dict:
-        if filename.endswith((".pkl", ".pyth")):
-            return super()._load_file(filename)
         try:
+            if filename.endswith((".pkl", ".pyth")):
+                return super()._load_file(filename)
             loaded = torch.load(filename, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
             raise CheckpointError(

@@ -8,7 +8,7 @@ import sys
 from tabulate import tabulate
 
 from ..analysis.step_cost import count_flops, measure_step
-from ..engine.main import report_errors
+from ..engine.launch import report_errors
 from ..engine.setup import build_config
 
 

@@ -16,7 +16,7 @@ from ..checkpoint import (
     hugging_face,
     sam_detr,
 )
-from ..engine.main import report_errors
+from ..engine.launch import report_errors
 from ..engine.run_info import RunInfo
 from ..engine.setup import build_config
 
@@ -51,7 +51,8 @@ def convert_file(args: argparse.Namespace) -> None:
     """Reads, converts, compares with the model's own keys and shapes, writes."""
     module, default_config = SOURCES[args.source]
     cfg = build_config(args.config_file or str(CONFIGS / default_config), args.opts)
-    official = read_official(args.input)
+    official, trained_with = read_official(args.input)
+    check_dilation(cfg, trained_with, args.input)
     detr = cfg.MODEL.DETR
     converted, homeless = module.convert_state_dict(
         official, num_queries=detr.NUM_OBJECT_QUERIES, num_classes=detr.NUM_CLASSES
@@ -73,24 +74,35 @@ def convert_file(args: argparse.Namespace) -> None:
     )
 
 
-def read_official(path: str) -> dict[str, torch.Tensor]:
+def read_official(path: str) -> tuple[dict[str, torch.Tensor], argparse.Namespace]:
     """The state dict of an official file, or of a folder that `save_pretrained` wrote.
 
-    Official files hold an argparse namespace beside it.
+    Official files hold their command line beside it; it comes back too, empty if there is none.
     """
     file = next((f for f in map(Path(path).joinpath, FOLDER_FILES) if f.is_file()), Path(path))
     if not file.is_file():
         raise CheckpointError(f"the checkpoint {file} does not exist")
     try:
         if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
+            return safetensors.torch.load_file(file), argparse.Namespace()
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated files raise many kinds
         raise CheckpointError(
             f"{file} cannot be read as an official checkpoint: {type(error).__name__}: {error}"
         ) from error
-    return loaded.get("model", loaded)
+    return loaded.get("model", loaded), loaded.get("args", argparse.Namespace())
+
+
+def check_dilation(cfg, trained_with: argparse.Namespace, path: str) -> None:
+    """C5 and DC5 models have the same keys and shapes: only their command lines tell them apart."""
+    official_dc5 = getattr(trained_with, "dilation", None)
+    own_dc5 = cfg.MODEL.BACKBONE.NAME == "build_resnet_dc5_backbone"
+    if official_dc5 is not None and bool(official_dc5) != own_dc5:
+        raise CheckpointError(
+            f"{path} was trained {'with' if official_dc5 else 'without'} DC5, the configuration is "
+            "not: choose it with --config-file (..._DC5_... or not)"
+        )
 
 
 def own_shapes(cfg) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..engine.main import report_errors
+from ..engine.launch import report_errors
 from ..predictor import Predictor
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}

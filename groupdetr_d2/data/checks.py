@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ..errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A data set cannot be used as it is; the message names the file and the remedy."""
 
 
@@ -56,7 +58,7 @@ def check_annotations(name: str, dataset_dicts: list[dict]) -> list[dict]:
         raise DatasetError(
             f"{message}. Mend them, or leave them out: DATASETS.CUSTOM.BAD_BOXES drop"
         )
-    logger.warning("%s. They are left out", message)
+    logger.warning("%s. Training leaves them out; COCO's evaluation counts them", message)
     return [_without_bad_boxes(d) for d in dataset_dicts]
 
 

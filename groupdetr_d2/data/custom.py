@@ -9,6 +9,12 @@ from detectron2.data.datasets import register_coco_instances
 
 from .checks import DatasetError
 
+REQUIRED = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+    "categories": ("id", "name"),
+}
+
 
 def register_custom_datasets(cfg) -> None:
     """Registers what DATASETS.CUSTOM names; sets DATASETS.TRAIN and TEST, and NUM_CLASSES.
@@ -56,6 +62,8 @@ def read_classes(json_file: str) -> list[str]:
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise DatasetError(f"{json_file} has no list {key!r}: it is not in COCO's format")
+    for key, fields in REQUIRED.items():
+        _check_fields(json_file, key, content[key], fields)
     categories = {c["id"]: c["name"] for c in content["categories"]}
     images = {image["id"] for image in content["images"]}
     if not categories or not images:
@@ -64,14 +72,28 @@ def read_classes(json_file: str) -> list[str]:
         ("category", "category_id", categories),
         ("image", "image_id", images),
     ):
-        wrong = [a for a in content["annotations"] if a.get(key) not in known]
+        wrong = [a for a in content["annotations"] if a[key] not in known]
         if wrong:
             raise DatasetError(
                 f"{json_file}: {len(wrong)} annotations name an unknown {what}, the first is "
-                f"annotation {wrong[0].get('id')} with {key} {wrong[0].get(key)!r}. "
+                f"annotation {wrong[0]['id']} with {key} {wrong[0][key]!r}. "
                 f"Known {key}s: {sorted(known)[:20]}"
             )
     return [categories[i] for i in sorted(categories)]
+
+
+def _check_fields(json_file: str, what: str, entries: list[dict], fields: tuple[str, ...]) -> None:
+    """Every entry has the fields that training or COCO's evaluation reads, and an id of its own."""
+    for field in fields:
+        without = [entry for entry in entries if field not in entry]
+        if without:
+            raise DatasetError(
+                f"{json_file}: {len(without)} of {len(entries)} {what} have no {field!r}, first "
+                f"{str(without[0])[:200]}. Add it (annotations: bbox [x, y, width, height], area "
+                "width x height, iscrowd 0)"
+            )
+    if len({entry["id"] for entry in entries}) < len(entries):
+        raise DatasetError(f"{json_file}: some {what} share an id; every id must be unique")
 
 
 def _read_json(json_file: str) -> dict:

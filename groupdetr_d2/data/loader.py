@@ -4,7 +4,6 @@ A run that was interrupted therefore continues with the images, crops and flips 
 seen, whatever the number of workers. Everything else is Detectron2's loader.
 """
 
-import copy
 import itertools
 from collections.abc import Iterator
 
@@ -20,25 +19,31 @@ from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
+from ..errors import UserError
 from .detr_augmentation import build_detr_augmentation
 
 
-class ImageReadError(RuntimeError):
+class ImageReadError(UserError):
     """An image could not be read or is not of the recorded size."""
 
 
-class NumberedDataset(Dataset):
-    """Dataset dicts that know the number of their draw: key = draw * length + index."""
+class TrainingSet(Dataset):
+    """Serialised dataset dicts that know the number of their draw: key = draw * length + index.
+
+    Attributes:
+        is_wide: per image, whether its width exceeds its height.
+    """
 
     def __init__(self, dataset_dicts: list[dict]):
         self.dicts = DatasetFromList(dataset_dicts, copy=False)
+        self.is_wide = [d["width"] > d["height"] for d in dataset_dicts]
 
     def __len__(self) -> int:
         return len(self.dicts)
 
     def __getitem__(self, key: int) -> dict:
         draw, index = divmod(key, len(self.dicts))
-        return {**copy.deepcopy(self.dicts[index]), "draw": draw}
+        return {**self.dicts[index], "draw": draw}
 
 
 class SeededMapper:
@@ -108,13 +113,13 @@ class TrainingSampler(Sampler):
             yield from zip(itertools.islice(numbers, self.size), order, strict=True)
 
 
-def build_train_loader(cfg, dataset_dicts: list[dict], start_iter: int = 0):
+def build_train_loader(cfg, training_set: TrainingSet, start_iter: int = 0):
     """Endless batches of SOLVER.IMS_PER_BATCH / processes images, from batch `start_iter` on."""
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     sampler = TrainingSampler(
-        len(dataset_dicts),
-        is_wide=[d["width"] > d["height"] for d in dataset_dicts] if grouped else None,
+        len(training_set),
+        is_wide=training_set.is_wide if grouped else None,
         batch_size=batch_size,
         seed=cfg.SEED,
         start_iter=start_iter,
@@ -122,7 +127,7 @@ def build_train_loader(cfg, dataset_dicts: list[dict], start_iter: int = 0):
         world_size=comm.get_world_size(),
     )
     return build_detection_train_loader(
-        dataset=NumberedDataset(dataset_dicts),
+        dataset=training_set,
         mapper=SeededMapper(build_mapper(cfg, is_train=True), cfg.SEED),
         sampler=sampler,
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,

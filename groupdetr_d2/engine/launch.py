@@ -1,11 +1,16 @@
 """One process a device: Detectron2's launcher, with the CPU's cores and allocator taken care of."""
 
+import contextlib
 import ctypes
+import logging
 import os
+import sys
 from collections.abc import Callable
 
 import torch
 from detectron2.engine import launch as detectron2_launch
+
+from ..errors import UserError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # <malloc.h>
 
@@ -14,21 +19,24 @@ def launch(main: Callable, args) -> None:
     """Runs ``main(args)`` in every process that --num-gpus and --num-machines ask for.
 
     Raises:
-        ValueError: more processes a machine than it has GPUs.
+        UserError: more processes a machine than it has GPUs.
     """
     available = torch.cuda.device_count()
     if available and args.num_gpus > available:
-        raise ValueError(f"--num-gpus {args.num_gpus}, but this machine has {available} GPUs")
+        raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {available} GPUs")
     if args.num_gpus > 1 and not available:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.num_gpus))
-    detectron2_launch(
-        _prepared,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(main, args),
-    )
+    with contextlib.suppress(torch.multiprocessing.ProcessExitedException), report_errors():
+        detectron2_launch(
+            _prepared,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, args),
+        )
+        return
+    sys.exit(1)  # a process has said why
 
 
 def _prepared(main: Callable, args):
@@ -36,7 +44,19 @@ def _prepared(main: Callable, args):
         keep_freed_memory()
         if args.num_gpus > 1:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.num_gpus))
-    main(args)
+    with report_errors():
+        main(args)
+
+
+@contextlib.contextmanager
+def report_errors():
+    """Prints what a user can mend as one message, without a traceback, and exits with 1."""
+    try:
+        yield
+    except UserError as error:
+        logging.getLogger(__name__).debug("", exc_info=error)
+        # from a data-loading worker it comes with the worker's traceback in front
+        sys.exit("error: " + str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].rstrip())
 
 
 def keep_freed_memory() -> None:

@@ -1,31 +1,16 @@
 """What train_net.py does in every process."""
 
-import contextlib
 import logging
-import sys
 
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser, default_setup
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
-from ..checkpoint import CheckpointError, GroupCheckpointer
-from ..data.checks import DatasetError, check_annotations
-from ..data.loader import ImageReadError
-from ..modeling.meta_arch import LabelError
-from .setup import CUSTOM_FLAGS, ConfigError, check_data, setup_config
-from .train_step import NonFiniteLossError
+from ..checkpoint import GroupCheckpointer
+from ..data.checks import check_annotations
+from .setup import CUSTOM_FLAGS, check_data, setup_config
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
-USER_ERRORS = (
-    CheckpointError,
-    ConfigError,
-    DatasetError,
-    ImageReadError,
-    LabelError,
-    NonFiniteLossError,
-)
 
 
 def build_parser():
@@ -43,7 +28,6 @@ def build_parser():
 def main(args):
     """Evaluates with --eval-only, else trains; returns the evaluation's results."""
     cfg = setup_config(args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="groupdetr_d2")
     default_setup(cfg, args)
     names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     check_data(cfg, names)
@@ -59,13 +43,3 @@ def main(args):
         logger.warning("%s has no checkpoint to resume: this is a new run", cfg.OUTPUT_DIR)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
-
-
-@contextlib.contextmanager
-def report_errors():
-    """Prints what a user can mend as one message, without a traceback, and exits with 1."""
-    try:
-        yield
-    except USER_ERRORS as error:
-        logging.getLogger("groupdetr_d2").debug("", exc_info=error)
-        sys.exit(f"error: {error}")

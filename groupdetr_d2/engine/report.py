@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import sys
 from pathlib import Path
 
 import cv2
@@ -41,7 +42,8 @@ class ReportHook(HookBase):
 
     def _commands(self) -> str:
         folder = shlex.quote(str(self.folder))
-        train = f"python train_net.py --config-file {folder}/config.yaml"
+        python = sys.executable
+        train = f"{python} train_net.py --config-file {folder}/config.yaml"
         weights = f"{folder}/model_final.pth"
         sample = "IMAGE.jpg"
         if self.cfg.DATASETS.TEST:
@@ -49,7 +51,7 @@ class ReportHook(HookBase):
         lines = {
             "evaluate": f"{train} --eval-only MODEL.WEIGHTS {weights}",
             "continue": f"{train} --resume SOLVER.MAX_ITER {2 * self.cfg.SOLVER.MAX_ITER}",
-            "predict": f"python -m groupdetr_d2 predict --weights {weights} --out {folder}/seen "
+            "predict": f"{python} -m groupdetr_d2 predict --weights {weights} --out {folder}/seen "
             f"{sample}",
         }
         files = "curves.png, predictions.png (truth left, predictions right), metrics.json"

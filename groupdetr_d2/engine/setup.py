@@ -10,17 +10,19 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from ..config import add_groupdetr_config
 from ..data.checks import DatasetError, check_classes
 from ..data.custom import register_custom_datasets
 from ..data.shapes import register_shapes
+from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 CUSTOM_FLAGS = ("train_json", "train_images", "val_json", "val_images")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """The configuration cannot be used; the message names the key and the remedy."""
 
 
@@ -75,6 +77,11 @@ def setup_config(args: Namespace) -> CfgNode:
     for flag in CUSTOM_FLAGS:
         if getattr(args, flag, None):
             cfg.DATASETS.CUSTOM[flag.upper()] = getattr(args, flag)
+    for which in ("TRAIN", "VAL"):
+        if cfg.DATASETS.CUSTOM[f"{which}_IMAGES"] and not cfg.DATASETS.CUSTOM[f"{which}_JSON"]:
+            flag = which.lower()
+            raise ConfigError(f"--{flag}-images is given without --{flag}-json ANNOTATIONS")
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="groupdetr_d2")
     settle_config(cfg)
     cfg.freeze()
     return cfg

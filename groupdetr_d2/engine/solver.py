@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from ..errors import UserError
+
 
 def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW; the backbone learns at SOLVER.BACKBONE_MULTIPLIER of the rate, all else at BASE_LR.
@@ -10,7 +12,7 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     As in the official codes, weight decay applies to every parameter, norms and biases included.
     """
     if cfg.SOLVER.OPTIMIZER != "ADAMW":
-        raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; it can be ADAMW")
+        raise UserError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; it can be ADAMW")
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     backbone = [p for name, p in trained if "backbone." in name]
     rest = [p for name, p in trained if "backbone." not in name]

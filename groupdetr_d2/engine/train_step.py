@@ -1,6 +1,5 @@
 """One training iteration, and what is said when its numbers are not finite."""
 
-import logging
 import time
 
 import torch
@@ -8,12 +7,12 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import nn
 
+from ..checkpoint import CheckpointError
+from ..errors import UserError
 from ..losses.matcher import NonFiniteCostError
 
-logger = logging.getLogger(__name__)
 
-
-class NonFiniteLossError(FloatingPointError):
+class NonFiniteLossError(UserError):
     """A loss is NaN or infinite; the message says where it began."""
 
 
@@ -53,12 +52,15 @@ class TrainStep(SimpleTrainer):
 
     def compute_losses(self, batch: list[dict]) -> dict[str, torch.Tensor]:
         """The model's weighted losses under autocast."""
-        enabled = self.amp_dtype is not None
-        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled):
+        with self._autocast():
             try:
                 return self.model(batch)
             except NonFiniteCostError as error:
                 raise NonFiniteLossError(self._describe(batch, {}, error.images)) from error
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.amp_dtype is not None
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled)
 
     def _update(self):
         if self.clip_norm:
@@ -76,8 +78,8 @@ class TrainStep(SimpleTrainer):
         return (
             f"iteration {self.iter}: {what} not finite. Batch: {files}. First non-finite tensor: "
             f"{self.first_non_finite(batch)}. Learning rates {rates}, AMP {self.amp_dtype}. The "
-            "last checkpoint is untouched: resume from it with a lower SOLVER.BASE_LR, with "
-            "SOLVER.AMP.DTYPE bfloat16, or without AMP"
+            "last checkpoint is untouched: resume from it without AMP or with SOLVER.AMP.DTYPE "
+            "bfloat16, or start from it as MODEL.WEIGHTS with a lower SOLVER.BASE_LR"
         )
 
     def first_non_finite(self, batch: list[dict]) -> str:
@@ -95,10 +97,9 @@ class TrainStep(SimpleTrainer):
             for name, module in model.named_modules()
         ]
         try:
-            with torch.no_grad():
-                model(batch)
-        except NonFiniteCostError:
-            logger.debug("the second run met the same costs")
+            # losses are left out: they talk to the other processes, which do not answer
+            with torch.no_grad(), self._autocast():
+                model.predict(batch, model.groups)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -110,10 +111,28 @@ class TrainStep(SimpleTrainer):
         return {**super().state_dict(), "grad_scaler": scaler, "seed": self.seed}
 
     def load_state_dict(self, state_dict):
-        """The counterpart of :meth:`state_dict`."""
+        """The counterpart of :meth:`state_dict`.
+
+        Raises:
+            CheckpointError: the state belongs to parameters of other shapes.
+        """
+        self._check_shapes(state_dict["optimizer"])
         super().load_state_dict(state_dict)
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.seed = state_dict["seed"]
+
+    def _check_shapes(self, optimizer_state: dict) -> None:
+        """PyTorch does not compare shapes, and its fused AdamW would write past the end."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        known = optimizer_state["state"]
+        for i, parameter in enumerate(parameters):
+            average = known.get(i, {}).get("exp_avg", parameter)
+            if average.shape != parameter.shape or len(known) not in (0, len(parameters)):
+                raise CheckpointError(
+                    "the checkpoint's optimizer belongs to a model of other shapes (another "
+                    "MODEL.DETR.NUM_GROUPS, NUM_OBJECT_QUERIES or NUM_CLASSES?): resume with the "
+                    "configuration of that run, or start a new one from it with MODEL.WEIGHTS"
+                )
 
 
 def _recorder(name: str, found: list[str]):

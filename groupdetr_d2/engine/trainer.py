@@ -15,7 +15,8 @@ from torch import nn
 
 from ..checkpoint import GroupCheckpointer
 from ..data.checks import check_annotations
-from ..data.loader import build_test_loader, build_train_loader
+from ..data.loader import TrainingSet, build_test_loader, build_train_loader
+from ..errors import UserError
 from .progress import ProgressPrinter
 from .report import ReportHook
 from .run_info import RunInfo
@@ -32,7 +33,7 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own constructor cannot do DDP on a CPU; this is its order of things
         super(DefaultTrainer, self).__init__()
         self.cfg = cfg
-        self.dataset_dicts = load_training_set(cfg)
+        self.training_set = TrainingSet(load_training_set(cfg))
         self.raw_model = self.build_model(cfg)
         optimizer = build_optimizer(cfg, self.raw_model)
         self._trainer = TrainStep(
@@ -53,16 +54,14 @@ class Trainer(DefaultTrainer):
     @property
     def epoch_iters(self) -> float:
         """Iterations of one epoch."""
-        return len(self.dataset_dicts) / self.cfg.SOLVER.IMS_PER_BATCH
+        return len(self.training_set) / self.cfg.SOLVER.IMS_PER_BATCH
 
     def train(self):
         """Runs the iterations that are left; returns the last evaluation's results, if any."""
         seed_cfg = self.cfg.clone()
         seed_cfg.defrost()
         seed_cfg.SEED = self._trainer.seed  # of the run that is resumed, if one is
-        self._trainer.data_loader = build_train_loader(
-            seed_cfg, self.dataset_dicts, self.start_iter
-        )
+        self._trainer.data_loader = build_train_loader(seed_cfg, self.training_set, self.start_iter)
         super().train()
         return getattr(self, "_last_eval_results", None)
 
@@ -131,7 +130,7 @@ def load_training_set(cfg) -> list[dict]:
         found = get_detection_dataset_dicts(
             [name], filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
-        dicts += check_annotations(name, found)
+        dicts += [_with_boxes_alone(d) for d in check_annotations(name, found)]
     empty = sum(not d["annotations"] for d in dicts)
     logger.info("%d training images, %d of them without objects", len(dicts), empty)
     most = max(len(d["annotations"]) for d in dicts)
@@ -145,6 +144,12 @@ def load_training_set(cfg) -> list[dict]:
     return dicts
 
 
+def _with_boxes_alone(d: dict) -> dict:
+    """Polygons would be most of the memory that every process and worker holds."""
+    keys = ("bbox", "bbox_mode", "category_id", "iscrowd")
+    return {**d, "annotations": [{k: a[k] for k in keys if k in a} for a in d["annotations"]]}
+
+
 def wrap_for_processes(model: nn.Module) -> nn.Module:
     """DistributedDataParallel where there are several processes; on a CPU without device ids."""
     if next(model.parameters()).device.type == "cpu":
@@ -156,7 +161,7 @@ def clip_norm_of(cfg) -> float:
     """The bound on the norm of all gradients together, 0 for none."""
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE != "full_model":
-        raise ValueError(
+        raise UserError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; it can be full_model"
         )
     return clip.CLIP_VALUE if clip.ENABLED else 0.0

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 LEVELS = 2**16
 CHUNK = 2**20  # elements whose mask is held at a time
 
@@ -16,7 +18,7 @@ CHUNK = 2**20  # elements whose mask is held at a time
 def keep_threshold(p: float) -> int:
     """Elements whose 16 random bits, read as a signed number, are at least this are kept."""
     if not 0 <= p < 1:
-        raise ValueError(f"MODEL.DETR.DROPOUT must be in [0, 1), not {p}")
+        raise UserError(f"MODEL.DETR.DROPOUT must be in [0, 1), not {p}")
     return round(p * LEVELS) - LEVELS // 2
 
 

@@ -5,6 +5,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 
+from ..errors import UserError
+
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_dc5_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
@@ -15,7 +17,7 @@ def build_resnet_dc5_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     """
     resnets = cfg.MODEL.RESNETS
     if resnets.DEPTH < 50 or resnets.RES5_DILATION != 1:
-        raise ValueError(
+        raise UserError(
             "build_resnet_dc5_backbone needs MODEL.RESNETS.DEPTH of at least 50 and leaves "
             "MODEL.RESNETS.RES5_DILATION at 1: it dilates res5 by itself"
         )

@@ -95,16 +95,17 @@ class Decoder(nn.Module):
         Returns:
             hidden states (L, B, Q, C), and the references each layer started from (L, B, Q, D).
         """
-        hidden_states, references = [], [queries.reference]
+        hidden_states, references, start = [], [], queries.reference
         for i, layer in enumerate(self.layers):
+            references.append(start)
             position = self.query_position(i, queries, memory)
             queries = replace(queries, content=layer(queries, position, memory, groups))
             hidden_states.append(self.norm(queries.content))
-            if self.refine:
+            if self.refine and i + 1 < len(self.layers):
                 moved = self._move(queries, box_heads[i])
                 queries = replace(queries, reference=moved.detach())
-            references.append(moved if self.look_forward_twice else queries.reference)
-        return torch.stack(hidden_states), torch.stack(references[:-1])
+                start = moved if self.look_forward_twice else queries.reference
+        return torch.stack(hidden_states), torch.stack(references)
 
     def _move(self, queries: Queries, box_head: nn.Module) -> Tensor:
         """The references (B, Q, 4) after a layer's offset."""

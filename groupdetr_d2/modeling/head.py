@@ -6,6 +6,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..groups import QueryGroups
 from ..layers.ms_deform_attn import MSDeformAttn
 from ..structures import Memory, Predictions, Targets
@@ -75,7 +76,7 @@ def build_detr_head(cfg, backbone_shape: Mapping[str, ShapeSpec]) -> DETRHead:
     """The head that MODEL.DETR.VARIANT names."""
     if cfg.MODEL.DETR.VARIANT not in VARIANT_REGISTRY:
         known = ", ".join(name for name, _ in VARIANT_REGISTRY)
-        raise ValueError(
+        raise UserError(
             f"MODEL.DETR.VARIANT is {cfg.MODEL.DETR.VARIANT!r}; the known variants are: {known}"
         )
     return VARIANT_REGISTRY.get(cfg.MODEL.DETR.VARIANT)(cfg, backbone_shape)
@@ -90,6 +91,8 @@ def init_transformer(*modules: nn.Module) -> None:
     """The official codes' initialisation: Xavier for matrices, zero bias after attention."""
     for module in modules:
         for name, parameter in module.named_parameters():
+            if name == "level_embedding":
+                continue  # N(0, 1), like all embeddings
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
             elif name.endswith(("out_proj.bias", "in_proj.bias")):

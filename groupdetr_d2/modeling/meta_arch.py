@@ -10,6 +10,7 @@ from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..groups import QueryGroups
 from ..layers.box_ops import box_xyxy_to_cxcywh
 from ..losses.box2d import focal_cost, focal_loss, giou_cost, giou_loss, l1_cost, l1_loss
@@ -19,7 +20,7 @@ from .head import build_detr_head, build_groups
 from .postprocessing import top_k_instances
 
 
-class LabelError(ValueError):
+class LabelError(UserError):
     """A label is outside the model's classes."""
 
 

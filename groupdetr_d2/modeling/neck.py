@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..layers.position_encoding import image_position_embedding
 from ..structures import Memory
 
@@ -71,7 +72,7 @@ def build_projections(cfg, backbone_shape) -> list[nn.Module]:
     """A 1 x 1 convolution a feature map; MODEL.DETR.PROJECTION_NORM may add a GroupNorm."""
     d_model, norm = cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.PROJECTION_NORM
     if norm not in ("", "GN"):
-        raise ValueError(f"MODEL.DETR.PROJECTION_NORM is {norm!r}; it can be empty or GN")
+        raise UserError(f"MODEL.DETR.PROJECTION_NORM is {norm!r}; it can be empty or GN")
     channels = [backbone_shape[name].channels for name in cfg.MODEL.DETR.IN_FEATURES]
     convolutions = [nn.Conv2d(c, d_model, 1) for c in channels]
     if not norm:

@@ -15,7 +15,7 @@ from torchvision.ops import roi_align
 from ..layers.attention import attend
 from ..layers.box_ops import box_cxcywh_to_xyxy
 from ..layers.mlp import MLP
-from ..layers.position_encoding import sine_embedding
+from ..layers.position_encoding import at_least_float32, sine_embedding
 from ..modeling.box_predictor import BoxPredictor
 from ..modeling.decoder import Decoder, DecoderLayer
 from ..modeling.deformable_encoder import DeformableEncoder
@@ -114,11 +114,18 @@ class SemanticAlignedCrossAttention(nn.Module):
             centers = points * memory.valid_extents()[:, None]  # in cells
             q, k = append_gaussian(q, k, centers, spread, memory)
         k = k[:, :, None].expand(-1, -1, self.num_heads, -1)  # (B, S, heads, C)
-        mask = memory.padding_mask
+        return self.out_proj(self._attend(q.flatten(2), k.flatten(2), memory))
+
+    def _attend(self, q: Tensor, k: Tensor, memory: Memory) -> Tensor:
+        """(B, Q, C); with Gaussians in float32, since their square cancels in half precision."""
+        mask, v = memory.padding_mask, self.v(memory.features)
         barred = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
         dropout = self.dropout if self.training else 0.0
-        v = self.v(memory.features)
-        return self.out_proj(attend(q.flatten(2), k.flatten(2), v, self.num_heads, barred, dropout))
+        if not self.gaussian:
+            return attend(q, k, v, self.num_heads, barred, dropout)
+        with torch.autocast(q.device.type, enabled=False):
+            q, k, v = (at_least_float32(x) for x in (q, k, v))
+            return attend(q, k, v, self.num_heads, barred, dropout)
 
 
 def append_gaussian(
