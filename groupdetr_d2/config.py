@@ -6,6 +6,8 @@ from detectron2.config import CfgNode as CN
 def add_groupdetr_config(cfg: CN) -> None:
     """Adds every key of the plugin, and sets Detectron2's own to what DETR models expect."""
     _add_model_keys(cfg)
+    _add_loss_keys(cfg)
+    _add_variant_keys(cfg)
     _add_solver_keys(cfg)
     _add_data_keys(cfg)
 
@@ -39,6 +41,9 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.POSITION_TEMPERATURE = 10000
     # after the projection of backbone features: "" or "GN"
     cfg.MODEL.DETR.PROJECTION_NORM = ""
+
+
+def _add_loss_keys(cfg: CN) -> None:
     # weights in the loss
     cfg.MODEL.DETR.CLASS_WEIGHT = 2.0
     cfg.MODEL.DETR.L1_WEIGHT = 5.0
@@ -48,6 +53,8 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.L1_COST = 5.0
     cfg.MODEL.DETR.GIOU_COST = 2.0
 
+
+def _add_variant_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.DENOISING = CN()
     # denoising queries of a group, about: whole repetitions of the fullest image's targets; 0: none
     cfg.MODEL.DETR.DENOISING.NUM_QUERIES = 0

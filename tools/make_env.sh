@@ -1,17 +1,12 @@
 #!/usr/bin/env bash
 # Makes the virtual environment that `make demo` and `make test` use.
 # usage: make_env.sh PYTHON FOLDER
-# PYTHON is 3.11 or 3.12, which the pinned versions exist for.
 # If PYTHON already imports Detectron2, its installation is used as it is: the environment then sees
 # PYTHON's packages and gets only what they lack. Otherwise everything is installed at the versions
-# of requirements/.
+# of requirements/, which exist for Python 3.11 and 3.12.
 set -euo pipefail
 python=$1 folder=$2
 cd "$(dirname "$0")/.."
-"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || {
-  echo "error: $python is not Python 3.11 or 3.12: make PYTHON=python3.11 ..." >&2
-  exit 1
-}
 make_venv() {
   "$folder/bin/python" -m pip --version >/dev/null 2>&1 && return
   "$python" -m venv --clear "$@" "$folder" || {
@@ -25,6 +20,10 @@ if "$python" -W ignore -c 'import detectron2' 2>/dev/null; then
   "$folder/bin/python" -m pip install --quiet --editable '.[detectron2,dev]' --no-build-isolation ||
     "$folder/bin/python" -m pip install --quiet --editable '.[detectron2,dev]'
 else
+  "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || {
+    echo "error: $python is not Python 3.11 or 3.12: make PYTHON=python3.11 ..." >&2
+    exit 1
+  }
   make_venv
   pip=("$folder/bin/python" -m pip --disable-pip-version-check install --quiet)
   echo "installing into $folder (torch alone is several GB; minutes on a fast line)"
