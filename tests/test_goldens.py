@@ -11,7 +11,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from groupdetr_d2.checkpoint import conditional_detr, dab_detr, dn_detr, sam_detr
+from groupdetr_d2.checkpoint.conditional_detr import CONVERTER as conditional_detr
+from groupdetr_d2.checkpoint.dab_detr import CONVERTER as dab_detr
+from groupdetr_d2.checkpoint.dn_detr import CONVERTER as dn_detr
+from groupdetr_d2.checkpoint.sam_detr import CONVERTER as sam_detr
 from groupdetr_d2.engine.setup import build_config
 from groupdetr_d2.layers.position_encoding import inverse_sigmoid
 from groupdetr_d2.modeling.denoising import Denoising

@@ -1,8 +1,6 @@
 """Official DAB-DETR checkpoints (IDEA-Research/DAB-DETR)."""
 
-from torch import Tensor
-
-from .official import COMMON_RULES, convert_dense, rename
+from .official import COMMON_RULES, DenseConverter
 
 RULES = [
     (r"^refpoint_embed\.weight$", "head.queries.bank.weight"),
@@ -15,15 +13,4 @@ RULES = [
     ),
     *COMMON_RULES,
 ]
-
-
-def convert_key(key: str) -> str | None:
-    """Our name of an official parameter; None if it has none."""
-    return rename(key, RULES)
-
-
-def convert_state_dict(
-    official: dict[str, Tensor], *, num_queries: int = 300, num_classes: int = 80
-) -> tuple[dict[str, Tensor], list[str]]:
-    """See :func:`groupdetr_d2.checkpoint.official.convert_dense`."""
-    return convert_dense(official, RULES, num_queries=num_queries, num_classes=num_classes)
+CONVERTER = DenseConverter(RULES)

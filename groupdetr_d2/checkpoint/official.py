@@ -1,7 +1,7 @@
 """What the official dense-attention checkpoints have in common: key names and 91 class columns."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from .checkpointer import CheckpointError
 # the official heads' rows (index = COCO category id) that are COCO's 80 classes
 COCO_CATEGORY_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 Rules = Sequence[tuple[str, str]]
+StateDict = dict[str, Tensor]
 
 # regular expressions and replacements, applied one after another; ours start with "head."
 COMMON_RULES: Rules = [
@@ -67,27 +68,44 @@ def select_classes(name: str, value: Tensor, num_classes: int) -> Tensor:
     return value
 
 
-def convert_dense(
-    official: dict[str, Tensor], rules: Rules, *, num_queries: int, num_classes: int
-) -> tuple[dict[str, Tensor], list[str]]:
-    """An official state dict under our names.
+class DenseConverter:
+    """Renames an official state dict, and selects classes.
 
     Args:
-        num_queries: N, to tell how many groups the rows of the query bank are.
-        num_classes: 80 selects COCO's classes from the official 91 columns; 91 keeps the columns.
-
-    Returns:
-        the converted state dict, and the official keys that found no home.
+        rules: regular expressions and replacements, applied one after another.
+        prepare: changes the official state dict first.
     """
-    converted, homeless = {}, []
-    for key, value in official.items():
-        name = rename(key, rules)
-        if name is None:
-            homeless.append(key)
-            continue
-        converted[name] = select_classes(name, value, num_classes).clone()
-    converted.update(describe_bank(converted, num_queries))
-    return converted, homeless
+
+    def __init__(
+        self, rules: Rules, prepare: Callable[[StateDict], StateDict] = lambda official: official
+    ):
+        self.rules, self.prepare = rules, prepare
+
+    def convert_key(self, key: str) -> str | None:
+        """Our name of an official parameter; None if it has none."""
+        return rename(key, self.rules)
+
+    def convert_state_dict(
+        self, official: StateDict, *, num_queries: int = 300, num_classes: int = 80
+    ) -> tuple[StateDict, list[str]]:
+        """An official state dict under our names.
+
+        Args:
+            num_queries: N, to tell how many groups the rows of the query bank are.
+            num_classes: 80 selects COCO's classes from the official 91 columns; 91 keeps them.
+
+        Returns:
+            the converted state dict, and the official keys that found no home.
+        """
+        converted, homeless = {}, []
+        for key, value in self.prepare(official).items():
+            name = self.convert_key(key)
+            if name is None:
+                homeless.append(key)
+                continue
+            converted[name] = select_classes(name, value, num_classes).clone()
+        converted.update(describe_bank(converted, num_queries))
+        return converted, homeless
 
 
 def describe_bank(converted: dict[str, Tensor], num_queries: int) -> dict[str, Tensor]:

@@ -1,8 +1,6 @@
 """Official SAM-DETR and SAM-DETR++ checkpoints (ZhangGongjie/SAM-DETR)."""
 
-from torch import Tensor
-
-from .official import COMMON_RULES, convert_dense, rename
+from .official import COMMON_RULES, DenseConverter, StateDict
 
 RULES = [
     (r"^query_embed\.weight$", "head.queries.bank.weight"),
@@ -21,21 +19,11 @@ RULES = [
 ]
 
 
-def convert_key(key: str) -> str | None:
-    """Our name of an official parameter; None if it has none."""
-    return rename(key, RULES)
+def name_lone_projection(official: StateDict) -> StateDict:
+    """A projection without GroupNorm (50-epoch checkpoints) has one index less here."""
+    if "input_proj.0.1.weight" in official:
+        return official
+    return {key.replace("input_proj.0.0.", "input_proj."): x for key, x in official.items()}
 
 
-def convert_state_dict(
-    official: dict[str, Tensor], *, num_queries: int = 300, num_classes: int = 80
-) -> tuple[dict[str, Tensor], list[str]]:
-    """See :func:`groupdetr_d2.checkpoint.official.convert_dense`.
-
-    The 12-epoch checkpoints have a GroupNorm after the projection, the 50-epoch ones none; a
-    convolution alone has one index less here.
-    """
-    if "input_proj.0.1.weight" not in official:
-        official = {
-            key.replace("input_proj.0.0.", "input_proj."): value for key, value in official.items()
-        }
-    return convert_dense(official, RULES, num_queries=num_queries, num_classes=num_classes)
+CONVERTER = DenseConverter(RULES, name_lone_projection)

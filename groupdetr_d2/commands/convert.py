@@ -22,14 +22,18 @@ from ..engine.setup import build_config
 
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-# per source: the converter's module and the configuration whose model must be filled
+# per source: the converter and the configuration whose model must be filled
+CONDITIONAL_DETR = "ConditionalDETR/conditional_detr_R_50_50ep.yaml"
 SOURCES = {
-    "conditional-detr": (conditional_detr, "ConditionalDETR/conditional_detr_R_50_50ep.yaml"),
-    "dab-detr": (dab_detr, "DAB-DETR/dab_detr_R_50_50ep.yaml"),
-    "dn-detr": (dn_detr, "DN-DETR/dn_detr_R_50_50ep.yaml"),
-    "hf-conditional-detr": (hugging_face, "ConditionalDETR/conditional_detr_R_50_50ep.yaml"),
+    "conditional-detr": (
+        conditional_detr.CONVERTER,
+        "ConditionalDETR/conditional_detr_R_50_50ep.yaml",
+    ),
+    "dab-detr": (dab_detr.CONVERTER, "DAB-DETR/dab_detr_R_50_50ep.yaml"),
+    "dn-detr": (dn_detr.CONVERTER, "DN-DETR/dn_detr_R_50_50ep.yaml"),
+    "hf-conditional-detr": (hugging_face, CONDITIONAL_DETR),
     "hf-dab-detr": (hugging_face, "DAB-DETR/dab_detr_R_50_50ep.yaml"),
-    "sam-detr": (sam_detr, "SAM-DETR/sam_detr_R_50_12ep.yaml"),
+    "sam-detr": (sam_detr.CONVERTER, "SAM-DETR/sam_detr_R_50_12ep.yaml"),
 }
 
 
@@ -49,12 +53,12 @@ def main(argv: list[str]) -> int:
 
 def convert_file(args: argparse.Namespace) -> None:
     """Reads, converts, compares with the model's own keys and shapes, writes."""
-    module, default_config = SOURCES[args.source]
+    converter, default_config = SOURCES[args.source]
     cfg = build_config(args.config_file or str(CONFIGS / default_config), args.opts)
     official, trained_with = read_official(args.input)
     check_dilation(cfg, trained_with, args.input)
     detr = cfg.MODEL.DETR
-    converted, homeless = module.convert_state_dict(
+    converted, homeless = converter.convert_state_dict(
         official, num_queries=detr.NUM_OBJECT_QUERIES, num_classes=detr.NUM_CLASSES
     )
     shape = converted.get("head.queries.bank.shape")
