@@ -16,11 +16,11 @@ demo: env  ## trains on generated images, evaluates, draws; minutes on a CPU
 	$(RUN) train_net.py --config-file configs/quick_start/group_conditional_detr_shapes.yaml \
 	  OUTPUT_DIR $(DEMO)
 
-test: env  ## the whole suite
-	$(RUN) -m pytest tests
+test: env  ## the whole suite, two tests at a time
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests
 
 test-fast: env  ## without the tests that train
-	$(RUN) -m pytest tests -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests -m "not slow"
 
 lint: env
 	$(VENV)/bin/ruff check .

@@ -40,7 +40,7 @@ setup(
             "pillow",
             "tqdm",
         ],
-        "test": ["pytest>=8", "transformers>=4.50"],
-        "dev": ["pytest>=8", "transformers>=4.50", "ruff>=0.5"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.50"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.50", "ruff>=0.5"],
     },
 )
