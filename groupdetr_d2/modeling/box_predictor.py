@@ -54,3 +54,15 @@ def _apply(heads: Sequence[nn.Module], hidden_states: Tensor) -> Tensor:
     if len(heads) == 1:
         return heads[0](hidden_states)
     return torch.stack([head(x) for head, x in zip(heads, hidden_states, strict=True)])
+
+
+def build_box_predictor(cfg, *, shared: bool, eps: float) -> BoxPredictor:
+    """From MODEL.DETR.HIDDEN_DIM, NUM_CLASSES and DEC_LAYERS."""
+    detr = cfg.MODEL.DETR
+    return BoxPredictor(
+        d_model=detr.HIDDEN_DIM,
+        num_classes=detr.NUM_CLASSES,
+        num_layers=detr.DEC_LAYERS,
+        shared=shared,
+        eps=eps,
+    )

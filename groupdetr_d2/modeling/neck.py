@@ -68,6 +68,18 @@ def _mask_like(feature_map: Tensor, padding_mask: Tensor | None) -> Tensor:
     return F.interpolate(padding_mask[:, None].float(), size=(height, width))[:, 0].bool()
 
 
+def build_neck(cfg, backbone_shape, offset: float = 0.0) -> Neck:
+    """From MODEL.DETR.IN_FEATURES, POSITION_TEMPERATURE and PROJECTION_NORM."""
+    detr = cfg.MODEL.DETR
+    return Neck(
+        list(detr.IN_FEATURES),
+        build_projections(cfg, backbone_shape),
+        d_model=detr.HIDDEN_DIM,
+        temperature=detr.POSITION_TEMPERATURE,
+        offset=offset,
+    )
+
+
 def build_projections(cfg, backbone_shape) -> list[nn.Module]:
     """A 1 x 1 convolution a feature map; MODEL.DETR.PROJECTION_NORM may add a GroupNorm."""
     d_model, norm = cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.PROJECTION_NORM

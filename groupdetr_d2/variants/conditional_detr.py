@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from ..layers.attention import attend
 from ..layers.mlp import MLP
 from ..layers.position_encoding import sine_embedding
-from ..modeling.box_predictor import BoxPredictor
+from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder, DecoderLayer
 from ..modeling.encoder import TransformerEncoder, build_ffn
 from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
-from ..modeling.neck import Neck, build_projections
+from ..modeling.neck import build_neck
 from ..modeling.queries import PositionQueries
 from ..structures import Memory, Queries, QueryPosition
 
@@ -122,20 +122,9 @@ def conditional_detr(cfg, backbone_shape) -> DETRHead:
     queries = PositionQueries(build_groups(cfg), d_model)
     init_transformer(encoder, decoder, queries.ref_point_head)
     return DETRHead(
-        neck=Neck(
-            list(detr.IN_FEATURES),
-            build_projections(cfg, backbone_shape),
-            d_model=d_model,
-            temperature=detr.POSITION_TEMPERATURE,
-        ),
+        neck=build_neck(cfg, backbone_shape),
         encoder=encoder,
         queries=queries,
         decoder=decoder,
-        predictor=BoxPredictor(
-            d_model=d_model,
-            num_classes=detr.NUM_CLASSES,
-            num_layers=detr.DEC_LAYERS,
-            shared=True,
-            eps=1e-5,
-        ),
+        predictor=build_box_predictor(cfg, shared=True, eps=1e-5),
     )

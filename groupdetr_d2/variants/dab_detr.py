@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from ..layers.mlp import MLP
 from ..layers.position_encoding import sine_embedding
-from ..modeling.box_predictor import BoxPredictor
+from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder
 from ..modeling.denoising import build_denoising
 from ..modeling.encoder import TransformerEncoder, build_ffn
 from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
-from ..modeling.neck import Neck, build_projections
+from ..modeling.neck import build_neck
 from ..modeling.queries import AnchorQueries
 from ..structures import Memory, Queries, QueryPosition
 from .conditional_detr import build_conditional_layer
@@ -71,21 +71,10 @@ def dab_detr(cfg, backbone_shape) -> DETRHead:
     )
     init_transformer(encoder, decoder)
     return DETRHead(
-        neck=Neck(
-            list(detr.IN_FEATURES),
-            build_projections(cfg, backbone_shape),
-            d_model=d_model,
-            temperature=detr.POSITION_TEMPERATURE,
-        ),
+        neck=build_neck(cfg, backbone_shape),
         encoder=encoder,
         queries=AnchorQueries(build_groups(cfg), d_model),
         decoder=decoder,
         denoising=build_denoising(cfg, EPS),
-        predictor=BoxPredictor(
-            d_model=d_model,
-            num_classes=detr.NUM_CLASSES,
-            num_layers=detr.DEC_LAYERS,
-            shared=True,
-            eps=EPS,
-        ),
+        predictor=build_box_predictor(cfg, shared=True, eps=EPS),
     )

@@ -16,12 +16,12 @@ from ..layers.attention import attend
 from ..layers.box_ops import box_cxcywh_to_xyxy
 from ..layers.mlp import MLP
 from ..layers.position_encoding import at_least_float32, sine_embedding
-from ..modeling.box_predictor import BoxPredictor
+from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder, DecoderLayer
 from ..modeling.deformable_encoder import DeformableEncoder
 from ..modeling.encoder import TransformerEncoder, build_ffn
 from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
-from ..modeling.neck import Neck, build_projections
+from ..modeling.neck import build_neck
 from ..modeling.queries import AnchorQueries
 from ..structures import Memory, Queries, QueryPosition
 from .conditional_detr import ConditionalSelfAttention
@@ -199,22 +199,11 @@ def sam_detr(cfg, backbone_shape) -> DETRHead:
     )
     init_transformer(encoder, decoder)
     return DETRHead(
-        neck=Neck(
-            list(detr.IN_FEATURES),
-            build_projections(cfg, backbone_shape),
-            d_model=d_model,
-            offset=0.5,
-        ),
+        neck=build_neck(cfg, backbone_shape, offset=0.5),
         encoder=encoder,
         queries=AnchorQueries(build_groups(cfg), d_model),
         decoder=decoder,
-        predictor=BoxPredictor(
-            d_model=d_model,
-            num_classes=detr.NUM_CLASSES,
-            num_layers=detr.DEC_LAYERS,
-            shared=False,
-            eps=1e-5,
-        ),
+        predictor=build_box_predictor(cfg, shared=False, eps=1e-5),
     )
 
 
