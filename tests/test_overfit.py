@@ -37,6 +37,7 @@ def four_images(tmp_path, family, num_groups):
         *("DATASETS.CUSTOM.TRAIN_JSON", json_file, "DATASETS.CUSTOM.TRAIN_IMAGES", images),
         *("DATASETS.CUSTOM.VAL_JSON", json_file, "DATASETS.CUSTOM.VAL_IMAGES", images),
         *("MODEL.DEVICE", "cpu", "MODEL.DETR.NUM_GROUPS", num_groups, "SEED", 0),
+        *("MODEL.DETR.NUM_OBJECT_QUERIES", 12),
         *("INPUT.RANDOM_FLIP", "none", "MODEL.RESNETS.NORM", "GN", "OUTPUT_DIR", tmp_path / "out"),
     ]
     cfg = build_config(str(ROOT / CONFIG), [str(x) for x in (*custom, *FAMILIES[family])])
