@@ -9,16 +9,19 @@ python=$1 folder=$2
 cd "$(dirname "$0")/.."
 make_venv() {
   "$folder/bin/python" -m pip --version >/dev/null 2>&1 && return
-  "$python" -m venv --clear "$@" "$folder" || {
+  "$python" -m venv --clear "$folder" || {
     echo "error: $python cannot make virtual environments: on Debian, apt-get install python3-venv" >&2
     exit 1
   }
 }
 if "$python" -W ignore -c 'import detectron2' 2>/dev/null; then
   echo "$python has Detectron2: it is used as it is"
-  make_venv --system-site-packages
-  "$folder/bin/python" -m pip install --quiet --editable '.[detectron2,dev]' --no-build-isolation ||
-    "$folder/bin/python" -m pip install --quiet --editable '.[detectron2,dev]'
+  make_venv
+  purelib=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  # a path file rather than --system-site-packages, which passes over PYTHON's own virtual environment
+  "$python" -c 'import site; print(*site.getsitepackages(), sep="\n")' >"$purelib/of_python.pth"
+  "$folder/bin/python" -m pip --disable-pip-version-check install --quiet --no-build-isolation \
+    --editable '.[detectron2,dev]'
 else
   "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || {
     echo "error: $python is not Python 3.11 or 3.12: make PYTHON=python3.11 ..." >&2
