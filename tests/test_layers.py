@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision import ops
 
 from groupdetr_d2.layers import attention
 from groupdetr_d2.layers.attention import attend
@@ -19,6 +20,7 @@ from groupdetr_d2.layers.position_encoding import (
     inverse_sigmoid,
     sine_embedding,
 )
+from groupdetr_d2.layers.roi_align import roi_align, sample_regions
 
 from .conftest import ROOT
 
@@ -169,3 +171,36 @@ def test_mlp_shapes_and_gradient():
     x = torch.randn(2, 5, 8, requires_grad=True)
     mlp(x).sum().backward()
     assert x.grad.abs().sum() > 0 and len(list(mlp.parameters())) == 6
+
+
+@pytest.mark.parametrize("height, width", [(15, 20), (7, 14), (3, 40)])
+def test_roi_align_equals_torchvision(height, width):
+    """Also across the borders, beyond them, and for empty boxes."""
+    torch.manual_seed(0)
+    features = torch.randn(2, height, width, 5, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor([width, height, width, height], dtype=torch.float64)
+    boxes = torch.rand(2, 30, 4, dtype=torch.float64)
+    boxes[0, 0, 2:], boxes[1, 0] = 0, torch.tensor([0.5, 0.5, 1, 1])
+    boxes = box_cxcywh_to_xyxy(boxes) * scale
+    expected = ops.roi_align(features.permute(0, 3, 1, 2), list(boxes), 7, aligned=True)
+    found = roi_align(features, boxes, 7).flatten(0, 1).permute(0, 3, 2, 1)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((x * weight).sum(), features)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_samples_of_regions_equal_grid_sample():
+    torch.manual_seed(0)
+    regions = torch.randn(6, 7, 7, 5, dtype=torch.float64, requires_grad=True)
+    points = (2.2 * torch.rand(6, 8, 2, dtype=torch.float64) - 1.1).requires_grad_()
+    expected = F.grid_sample(regions.permute(0, 3, 2, 1), points[:, None], align_corners=False)
+    expected, found = expected[:, :, 0].transpose(1, 2), sample_regions(regions, points)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    for tensor in (regions, points):
+        found_grad, expected_grad = (
+            torch.autograd.grad((x * weight).sum(), tensor, retain_graph=True)[0]
+            for x in (found, expected)
+        )
+        torch.testing.assert_close(found_grad, expected_grad)

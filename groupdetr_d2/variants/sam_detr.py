@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import roi_align
 
 from ..layers.attention import attend
 from ..layers.box_ops import box_cxcywh_to_xyxy
 from ..layers.mlp import MLP
 from ..layers.position_encoding import at_least_float32, sine_embedding
+from ..layers.roi_align import roi_align, sample_regions
 from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder, DecoderLayer
 from ..modeling.deformable_encoder import DeformableEncoder
@@ -27,6 +27,7 @@ from ..structures import Memory, Queries, QueryPosition
 from .conditional_detr import ConditionalSelfAttention
 
 ROI_SIZE = 7
+CHUNK = 2**24  # numbers held at a time while regions are read
 SMCA_DIMS = 8  # five products make the Gaussian, three zeros align the head
 
 
@@ -57,21 +58,26 @@ class SemanticAligner(nn.Module):
         Returns:
             contents (B, Q, heads, C), and what the points' network says, (B, Q, outputs).
         """
-        ((height, width),) = memory.spatial_shapes
-        feature_map = memory.features.transpose(1, 2).unflatten(2, (height, width))
+        feature_map = memory.features.unflatten(1, memory.spatial_shapes[0])  # (B, H, W, C)
         extent = memory.valid_extents().repeat(1, 1, 2)  # (B, 1, 4)
-        rois = (box_cxcywh_to_xyxy(reference) * extent).to(feature_map.dtype).detach()
-        # features of all regions would be the largest tensor of the model: backward makes them anew
-        content, points = checkpoint(self._sample, feature_map, rois, use_reentrant=False)
-        shape = reference.shape[:2]
-        return content.unflatten(0, shape), points.unflatten(0, shape)
+        rois = (box_cxcywh_to_xyxy(reference) * extent).detach()
+        columns = len(rois) * ROI_SIZE * feature_map[0, :, 0].numel()  # numbers of a region
+        # features of all regions would be the largest tensor of the model: a part at a time, and
+        # backward makes them anew
+        parts = [
+            checkpoint(self._sample, feature_map, part, use_reentrant=False)
+            for part in rois.split(max(1, CHUNK // columns), dim=1)
+        ]
+        contents, points = zip(*parts, strict=True)
+        return torch.cat(contents, 1), torch.cat(points, 1)
 
     def _sample(self, feature_map: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-        regions = roi_align(feature_map, list(rois), ROI_SIZE, aligned=True)  # (B*Q, C, 7, 7)
-        points = self.points(F.relu(self.reduce(regions)).flatten(1))  # (B*Q, outputs)
-        grid = points[:, None, : 2 * self.num_heads].tanh().unflatten(2, (self.num_heads, 2))
-        sampled = F.grid_sample(regions, grid.to(regions.dtype), align_corners=False)
-        return sampled[:, :, 0].transpose(1, 2), points  # (B*Q, heads, C)
+        regions = roi_align(feature_map, rois, ROI_SIZE)  # (B, R, 7, 7, C)
+        weight = self.reduce.weight[:, :, 0, 0]  # a convolution of 1 x 1
+        reduced = F.relu(F.linear(regions, weight, self.reduce.bias))
+        points = self.points(reduced.permute(0, 1, 4, 3, 2).flatten(2))  # (B, R, outputs)
+        grid = at_least_float32(points[..., : 2 * self.num_heads]).tanh()
+        return sample_regions(regions, grid.unflatten(2, (-1, 2))), points
 
 
 class SemanticAlignedCrossAttention(nn.Module):
