@@ -31,6 +31,8 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.NUM_CLASSES = 80
     # outputs of the backbone to use, fine to coarse
     cfg.MODEL.DETR.IN_FEATURES = ["res5"]
+    # deformable models: feature levels beyond, each at half the resolution of the one before
+    cfg.MODEL.DETR.EXTRA_LEVELS = 0
     cfg.MODEL.DETR.HIDDEN_DIM = 256
     cfg.MODEL.DETR.NHEADS = 8
     cfg.MODEL.DETR.DIM_FEEDFORWARD = 2048
@@ -39,8 +41,12 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.DEC_LAYERS = 6
     # of the feature maps' position embedding; a checkpoint works with its own alone
     cfg.MODEL.DETR.POSITION_TEMPERATURE = 10000
+    # of the same: 0 puts a cell's position at its far edge, 0.5 at its centre
+    cfg.MODEL.DETR.POSITION_OFFSET = 0.0
     # after the projection of backbone features: "" or "GN"
     cfg.MODEL.DETR.PROJECTION_NORM = ""
+    # encoder and decoder layers compute their activations anew in backward: less memory, more time
+    cfg.MODEL.DETR.CHECKPOINTING = False
 
 
 def _add_loss_keys(cfg: CN) -> None:
@@ -62,10 +68,38 @@ def _add_variant_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.DENOISING.LABEL_NOISE = 0.2
     # largest shift of a box, relative to half its size, and largest change of its size
     cfg.MODEL.DETR.DENOISING.BOX_NOISE = 0.4
+    # DINO's: each target comes with a negative copy, and matched queries keep their content
+    cfg.MODEL.DETR.DENOISING.CONTRASTIVE = False
+
+    # deformable attention: points that a query looks at, in each level and head
+    cfg.MODEL.DETR.NUM_POINTS = 4
+    # deformable_detr: whether each layer moves the boxes
+    cfg.MODEL.DETR.BOX_REFINE = True
+    # queries from the encoder's output. "": learned queries; deformable_detr: "objectness";
+    # dab_deformable_detr: "pure" (content from the encoder) or "mixed" (learned content, DINO's)
+    cfg.MODEL.DETR.TWO_STAGE = ""
+    # the switches that make DINO of dab_deformable_detr: content scales the positions,
+    cfg.MODEL.DETR.QUERY_SCALE = True
+    # a norm ahead of the heads,
+    cfg.MODEL.DETR.DECODER_NORM = False
+    # one pair of heads for all decoder layers,
+    cfg.MODEL.DETR.SHARED_HEADS = False
+    # and a layer's box loss trains the layer before too
+    cfg.MODEL.DETR.LOOK_FORWARD_TWICE = False
 
     cfg.MODEL.DETR.SAM = CN()
     # SAM-DETR: add SMCA's Gaussians to the attention logits
     cfg.MODEL.DETR.SAM.SMCA = False
+
+    cfg.MODEL.SWIN = CN()
+    # build_swin_backbone: Swin-T's sizes
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    # probability that a block is left out, growing from 0 to this with depth
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
+    cfg.MODEL.SWIN.OUT_FEATURES = ["p1", "p2", "p3"]
 
     cfg.MODEL.SMALL_RESNET = CN()
     # build_small_resnet_backbone: channels of the stem, res2, res3, ...
@@ -76,6 +110,8 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # learning rate of the backbone, relative to the rest
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # parameters with one of these in their name learn at the backbone's rate too
+    cfg.SOLVER.SLOW_NAMES = []
     cfg.SOLVER.BASE_LR = 1e-4
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
     cfg.SOLVER.WARMUP_ITERS = 0

@@ -51,6 +51,10 @@ class QueryGroups:
         """The rows of a bank, of these or more groups, that belong to these groups (a view)."""
         return bank[: self.bank_size]
 
+    def parts_of(self, stacked: Tensor) -> Tensor:
+        """The parts of these groups out of those of these or more groups, (K, ...) (a view)."""
+        return stacked[: self.num_groups]
+
     def fold(self, x: Tensor) -> Tensor:
         """(B, K*(P+N), ...) -> (B*K, P+N, ...), a view: a group becomes a batch element."""
         return x.reshape(-1, self.group_size, *x.shape[2:])

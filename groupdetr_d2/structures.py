@@ -7,9 +7,12 @@ matched pairs of the whole batch in one decoder layer.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from .groups import QueryGroups
 
 
 @dataclass
@@ -44,6 +47,12 @@ class Memory:
             extents.append(size.to(self.pos.dtype))
         return torch.stack(extents, 1)
 
+    @cached_property
+    def valid_ratios(self) -> Tensor:
+        """(B, levels, 2): width and height of the unpadded part of each level, relative to all."""
+        padded = self.pos.new_tensor([(w, h) for h, w in self.spatial_shapes])
+        return self.valid_extents() / padded
+
 
 @dataclass
 class Queries:
@@ -53,6 +62,7 @@ class Queries:
     reference: Tensor  # (B, Q, D) in [0, 1]
     pos: Tensor | None = None  # (B, Q, C) if learned rather than derived from `reference`
     attn_mask: Tensor | None = None  # (P+N, P+N) within a group, True where barred
+    proposals: "Proposals | None" = None  # where they come from, in two-stage models
 
 
 @dataclass
@@ -74,11 +84,27 @@ class Targets:
 
 @dataclass
 class Denoised:
-    """What the denoising queries made of the noised targets that they are."""
+    """What the denoising queries made of the noised targets that they are.
 
-    logits: Tensor  # (L, M, H)
-    boxes: Tensor  # (L, M, 4)
+    Those that `query` does not name are background.
+    """
+
+    logits: Tensor  # (L, B, Q, H)
+    boxes: Tensor  # (L, B, Q, 4)
+    image: Tensor  # (M,) index of the image
+    query: Tensor  # (M,) index on the query axis
     target: Tensor  # (M,) index into the batch's T targets
+    repetitions: int  # of each target in a group
+
+
+@dataclass
+class Proposals:
+    """What the first stage of a two-stage model predicts from the encoder's output."""
+
+    logits: Tensor  # (1, B, Q, H)
+    boxes: Tensor  # (1, B, Q, 4) cxcywh in [0, 1]
+    groups: QueryGroups  # of Q
+    class_agnostic: bool  # whether class 0 stands for any object
 
 
 @dataclass
@@ -88,6 +114,7 @@ class Predictions:
     logits: Tensor  # (L, B, K*N, H)
     boxes: Tensor  # (L, B, K*N, 4) cxcywh in [0, 1]
     denoised: Denoised | None = None  # in training, if the model has denoising
+    proposals: Proposals | None = None  # if the model has two stages
 
 
 @dataclass

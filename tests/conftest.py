@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from groupdetr_d2.engine.setup import build_config
+from groupdetr_d2.modeling.two_stage import TwoStageQueries
 
 ROOT = Path(__file__).resolve().parent.parent
 # real images and weights, never part of the repository; see docs/results.md for what they are
@@ -17,6 +18,8 @@ SHRINK = [
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "SEED", 0),
     *("MODEL.DETR.HIDDEN_DIM", 32, "MODEL.DETR.NHEADS", 4, "MODEL.DETR.DIM_FEEDFORWARD", 48),
     *("MODEL.DETR.NUM_OBJECT_QUERIES", 6, "MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 3),
+    *("MODEL.SWIN.EMBED_DIM", 16, "MODEL.SWIN.DEPTHS", [1, 1, 2, 1], "MODEL.SWIN.WINDOW_SIZE", 4),
+    *("MODEL.SWIN.NUM_HEADS", [1, 2, 4, 8], "MODEL.SWIN.DROP_PATH_RATE", 0.0),
     *("MODEL.DETR.DROPOUT", 0.0, "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0),
 ]
 # and its backbone, where a test is not about the backbone
@@ -51,7 +54,10 @@ def small_model(
 def randomize_heads(model):
     """The last box layer starts at zero, which would hide differences between queries."""
     generator = torch.Generator().manual_seed(1)
-    for head in model.head.predictor.layer_box_heads:
+    heads = list(model.head.predictor.layer_box_heads)
+    if isinstance(model.head.queries, TwoStageQueries):
+        heads.append(model.head.queries.heads.box_head)
+    for head in heads:
         with torch.no_grad():
             weight = head.layers[-1].weight
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)

@@ -28,28 +28,44 @@ def load_case(name):
     return spec, np.load(FOLDER / f"{name}.npz")
 
 
+DIRECTIONS = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
+
+
 def make_array(key, shape, seed, overrides):
-    values = np.random.default_rng([seed, zlib.crc32(key.encode())]).standard_normal(shape)
-    values = values.astype(np.float32)
+    normal = np.random.default_rng([seed, zlib.crc32(key.encode())]).standard_normal(shape)
+    values = normal = normal.astype(np.float32)
     if len(shape) > 1:
         gain = 2.0 if len(shape) == 4 else 1.0
-        values = values * math.sqrt(gain / math.prod(shape[1:]))
+        values = values * np.float32(math.sqrt(gain / math.prod(shape[1:])))
     elif key.endswith("running_var"):
-        values = 1 + 0.1 * np.abs(values)
+        values = 1 + np.float32(0.1) * np.abs(values)
     elif key.endswith("weight"):
-        values = 1 + 0.1 * values
+        values = 1 + np.float32(0.1) * values
     else:
-        values = 0.1 * values
+        values = np.float32(0.1) * values
     for pattern, rule in overrides.items():
         if re.search(pattern, key):
-            values = apply_override(values, rule)
+            values = apply_override(values, normal, rule)
     return values.astype(np.float32)
 
 
-def apply_override(values, rule):
-    if rule == "centre":
+def apply_override(values, normal, rule):
+    word, *numbers = rule.split()
+    if word == "centre":
         axes = tuple(range(1, values.ndim))
         return values - values.astype(np.float64).mean(axes, keepdims=True).astype(np.float32)
+    if word == "scale":
+        return values * np.float32(numbers[0])
+    if word == "std":  # std X [row0 Y]
+        values = normal * np.float32(numbers[0])
+        if numbers[1:]:
+            values[0] = normal[0] * np.float32(numbers[2])
+        return values
+    if word == "msda_grid":  # heads, levels, points: steps along each head's direction
+        heads, levels, points = map(int, numbers)
+        steps = np.arange(1, points + 1, dtype=np.float32)[:, None]
+        grid = np.array(DIRECTIONS, np.float32)[:, None, None] * steps
+        return np.broadcast_to(grid, (heads, levels, points, 2)).reshape(values.shape)
     return values * float(rule.removeprefix("*"))
 
 

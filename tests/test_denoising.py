@@ -2,11 +2,18 @@ import pytest
 import torch
 
 from groupdetr_d2.groups import QueryGroups, move_group_to_front
+from groupdetr_d2.layers.box_ops import box_cxcywh_to_xyxy
 from groupdetr_d2.layers.position_encoding import inverse_sigmoid
 from groupdetr_d2.modeling import denoising
-from groupdetr_d2.modeling.denoising import Denoising, Noise, denoising_mask, locate_slots
+from groupdetr_d2.modeling.denoising import (
+    ContrastiveDenoising,
+    Denoising,
+    Noise,
+    denoising_mask,
+    locate_slots,
+)
 from groupdetr_d2.modeling.meta_arch import LabelError
-from groupdetr_d2.structures import Targets
+from groupdetr_d2.structures import Memory, Queries, Targets
 
 from .conftest import make_batch, small_model
 
@@ -18,6 +25,10 @@ def dn_model(num_groups=1, num_denoising=7):
     return small_model(num_groups, "MODEL.DETR.DENOISING.NUM_QUERIES", num_denoising, config=CONFIG)
 
 
+def memory_of(batch_size):
+    return Memory(torch.zeros(batch_size, 1, 32), torch.zeros(batch_size, 1, 32))
+
+
 def some_targets(counts, num_classes=80):
     boxes = torch.rand(sum(counts), 4) * 0.4 + 0.3
     return Targets(torch.randint(num_classes, (sum(counts),)), boxes, list(counts))
@@ -25,7 +36,7 @@ def some_targets(counts, num_classes=80):
 
 def test_slots_of_two_groups_and_two_repetitions_by_hand():
     """Images with 2 and 1 targets: a repetition is two slots wide, a group has P = 4."""
-    image, slots = locate_slots(some_targets((2, 1)), QueryGroups(N, 2, 4), repetitions=2)
+    image, slots = locate_slots(some_targets((2, 1)), QueryGroups(N, 2, 4), copies=2)
     assert image.tolist() == [0, 0, 1]
     assert slots.tolist() == [[[0, 1, 0], [2, 3, 2]], [[4, 5, 4], [6, 7, 6]]]
 
@@ -44,7 +55,7 @@ def test_number_of_denoising_queries(counts, wanted, queries):
     batch = make_batch(counts)
     targets = model.build_targets(batch)
     made, groups, slots = model.head.denoising(
-        model.head.queries(2, model.groups), model.groups, targets
+        model.head.queries(memory_of(2), model.groups), model.groups, targets
     )
     assert groups.num_denoising == queries and made.content.shape[1] == 2 * (queries + N)
     repetitions = queries // max(counts) if max(counts) else 1
@@ -69,6 +80,40 @@ def test_noise_stays_in_bounds_at_its_rate_and_leaves_the_targets_alone():
     assert len(boxes[0, 0].flatten().unique()) == 2000 and not torch.equal(boxes[0], boxes[1])
 
 
+def test_contrastive_noise_keeps_positives_near_and_moves_negatives_away():
+    torch.manual_seed(0)
+    part = ContrastiveDenoising(
+        num_classes=10, d_model=32, num_queries=1, label_noise=0.25, box_noise=0.5, eps=1e-3
+    )
+    targets = Targets(torch.zeros(300).long(), torch.tensor([[0.5, 0.5, 0.2, 0.4]] * 300), [300])
+    noise = Noise.draw((1, 4, 300), torch.device("cpu"))
+    labels, boxes = part.add_noise(targets, noise)
+    assert abs((labels != 0).float().mean() - 0.25 * 0.9) < 0.03
+    moved = box_cxcywh_to_xyxy(boxes) - box_cxcywh_to_xyxy(targets.boxes)
+    moved = moved[0].abs() / torch.tensor([0.1, 0.2, 0.1, 0.2])  # of half the size
+    assert moved[0::2].max() <= 0.5 + 1e-4 and moved[1::2].min() >= 0.5 - 1e-4
+    assert moved[0::2].min() < 0.01 and moved[1::2].max() > 0.99
+
+
+def test_contrastive_slots_by_hand(monkeypatch):
+    """Two repetitions of [positives | negatives], a slot wide for the fullest image's targets."""
+    part = ContrastiveDenoising(
+        num_classes=5, d_model=8, num_queries=5, label_noise=0, box_noise=0.5, eps=1e-3
+    )
+    queries = Queries(torch.zeros(2, 3, 8), torch.full((2, 3, 4), 0.5))
+    targets = some_targets((2, 1), 5)
+    queries, groups, slots = part(queries, QueryGroups(3), targets)
+    assert groups.num_denoising == 8 and slots.repetitions == 2 and slots.background
+    assert slots.query.tolist() == [0, 1, 0, 4, 5, 4] and slots.target.tolist() == [0, 1, 2] * 2
+    assert slots.image.tolist() == [0, 0, 1] * 2
+    filled = queries.content[:, :8].abs().sum(-1) > 0
+    assert filled.int().tolist() == [[1] * 8, [1, 0] * 4]
+    visible = ~queries.attn_mask[0]
+    assert visible.int().tolist() == [1] * 4 + [0] * 4 + [1] * 3
+    labels = part.label_embedding(targets.labels)
+    torch.testing.assert_close(queries.content[0, [0, 1, 2, 3]], labels[[0, 1, 0, 1]])
+
+
 def test_boxes_at_the_border_stay_inside_the_bounds_of_the_inverse_sigmoid():
     part = Denoising(
         num_classes=2, d_model=8, num_queries=1, label_noise=0, box_noise=1.0, eps=1e-3
@@ -83,7 +128,9 @@ def test_boxes_at_the_border_stay_inside_the_bounds_of_the_inverse_sigmoid():
 def test_matched_queries_take_their_content_from_the_label_embedding_at_inference_too():
     model = dn_model(2).eval()
     groups = model.groups.primary()
-    queries, same, slots = model.head.denoising(model.head.queries(1, groups), groups, None)
+    queries, same, slots = model.head.denoising(
+        model.head.queries(memory_of(1), groups), groups, None
+    )
     unknown = model.head.denoising.label_embedding.weight[-1]
     assert slots is None and same == groups
     assert torch.equal(queries.content[0, 3], torch.cat([unknown, unknown.new_zeros(1)]))

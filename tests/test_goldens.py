@@ -18,6 +18,7 @@ from groupdetr_d2.checkpoint.sam_detr import CONVERTER as sam_detr
 from groupdetr_d2.engine.setup import build_config
 from groupdetr_d2.layers.position_encoding import inverse_sigmoid
 from groupdetr_d2.modeling.denoising import Denoising
+from groupdetr_d2.structures import Memory
 
 from .conftest import ROOT
 from .golden_rule import load_case, make_inputs, make_state_dict
@@ -185,7 +186,8 @@ def test_denoising_queries_equal_the_recorded_ones(case, monkeypatch):
         if prefix:
             noised = (labels, inverse_sigmoid(boxes, 1e-3).sigmoid())
             monkeypatch.setattr(Denoising, "add_noise", lambda *_, noised=noised: noised)
-        queries = model.head.queries(2, model.groups)
+        memory = Memory(torch.zeros(2, 1, 256), torch.zeros(2, 1, 256))
+        queries = model.head.queries(memory, model.groups)
         queries, groups, slots = model.head.denoising(queries, model.groups, targets)
         assert torch.equal(queries.attn_mask, torch.from_numpy(outputs["dn_attn_mask"]))
         np.testing.assert_array_equal(slots.query, outputs[f"{prefix}dn_map_known_indice"])
@@ -199,7 +201,7 @@ def test_denoising_queries_equal_the_recorded_ones(case, monkeypatch):
             losses = model(batch)
         for layer in layers_of(outputs):
             expected = outputs[f"{prefix}dn_logits_{layer}"][slots.image, slots.query]
-            np.testing.assert_allclose(found.logits[layer], expected, atol=1e-4, rtol=0)
+            np.testing.assert_allclose(found.logits[layer, 0], expected, atol=1e-4, rtol=0)
         for key, value in losses.items():
             expected = official_loss(model, outputs, key, f"{prefix}train")
             np.testing.assert_allclose(value.item(), expected, rtol=2e-5, err_msg=key)

@@ -3,7 +3,7 @@
 The group branch differs in the number of rows of `query_embed.weight` alone.
 """
 
-from .official import COMMON_RULES, DenseConverter
+from .official import COMMON_RULES, Converter
 
 RULES = [
     (r"^query_embed\.weight$", "head.queries.bank.weight"),
@@ -11,4 +11,4 @@ RULES = [
     (r"^transformer\.decoder\.query_scale\.", "head.decoder.query_position.query_scale."),
     *COMMON_RULES,
 ]
-CONVERTER = DenseConverter(RULES)
+CONVERTER = Converter(RULES)

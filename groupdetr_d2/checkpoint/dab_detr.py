@@ -1,6 +1,6 @@
 """Official DAB-DETR checkpoints (IDEA-Research/DAB-DETR)."""
 
-from .official import COMMON_RULES, DenseConverter
+from .official import COMMON_RULES, Converter
 
 RULES = [
     (r"^refpoint_embed\.weight$", "head.queries.bank.weight"),
@@ -13,4 +13,4 @@ RULES = [
     ),
     *COMMON_RULES,
 ]
-CONVERTER = DenseConverter(RULES)
+CONVERTER = Converter(RULES)

@@ -1,4 +1,4 @@
-"""What the official dense-attention checkpoints have in common: key names and 91 class columns."""
+"""What the official checkpoints have in common: key names and 91 class columns."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -50,8 +50,10 @@ def resnet_key(key: str) -> str | None:
 
 def rename(key: str, rules: Rules) -> str | None:
     """Our name of an official parameter; None if no rule gives it one."""
-    if key.startswith("backbone."):
+    if key.startswith("backbone.0.body."):
         return resnet_key(key)
+    if key.startswith("backbone.0."):  # Swin's names are Detectron2's
+        return key.replace("backbone.0.", "backbone.")
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key if key.startswith("head.") else None
@@ -61,14 +63,14 @@ def select_classes(name: str, value: Tensor, num_classes: int) -> Tensor:
     """The rows of COCO's 80 classes out of 91, where 80 are wanted and rows are classes."""
     if num_classes != 80:
         return value
-    if ".class_heads." in name and len(value) == 91:
+    if re.search(r"\.class_heads?\.", name) and len(value) == 91:
         return value[COCO_CATEGORY_IDS]
     if ".label_embedding." in name and len(value) == 92:  # the last row stands for no label
         return value[[*COCO_CATEGORY_IDS, 91]]
     return value
 
 
-class DenseConverter:
+class Converter:
     """Renames an official state dict, and selects classes.
 
     Args:
@@ -109,13 +111,16 @@ class DenseConverter:
 
 
 def describe_bank(converted: dict[str, Tensor], num_queries: int) -> dict[str, Tensor]:
-    """The buffer that says how many groups the bank has; nothing where there is no bank."""
-    bank = converted.get("head.queries.bank.weight")
-    if bank is None:
-        return {}
-    if len(bank) % num_queries:
-        raise CheckpointError(
-            f"the query bank has {len(bank)} rows, which are no whole number of groups of "
-            f"{num_queries} queries: set MODEL.DETR.NUM_OBJECT_QUERIES to the checkpoint's"
-        )
-    return {"head.queries.bank.shape": torch.tensor([len(bank) // num_queries, num_queries])}
+    """The buffers that say how many groups the banks have; nothing where there is no bank."""
+    shapes = {}
+    for key, bank in converted.items():
+        if not key.startswith("head.queries.") or not key.endswith("bank.weight"):
+            continue
+        if len(bank) % num_queries:
+            raise CheckpointError(
+                f"the query bank has {len(bank)} rows, which are no whole number of groups of "
+                f"{num_queries} queries: set MODEL.DETR.NUM_OBJECT_QUERIES to the checkpoint's"
+            )
+        shape = torch.tensor([len(bank) // num_queries, num_queries])
+        shapes[key.removesuffix("weight") + "shape"] = shape
+    return shapes

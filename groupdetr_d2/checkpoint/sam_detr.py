@@ -1,6 +1,6 @@
 """Official SAM-DETR and SAM-DETR++ checkpoints (ZhangGongjie/SAM-DETR)."""
 
-from .official import COMMON_RULES, DenseConverter, StateDict
+from .official import COMMON_RULES, Converter, StateDict
 
 RULES = [
     (r"^query_embed\.weight$", "head.queries.bank.weight"),
@@ -26,4 +26,4 @@ def name_lone_projection(official: StateDict) -> StateDict:
     return {key.replace("input_proj.0.0.", "input_proj."): x for key, x in official.items()}
 
 
-CONVERTER = DenseConverter(RULES, name_lone_projection)
+CONVERTER = Converter(RULES, name_lone_projection)

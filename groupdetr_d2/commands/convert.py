@@ -11,7 +11,10 @@ from detectron2.modeling import build_model
 from ..checkpoint import (
     CheckpointError,
     conditional_detr,
+    dab_deformable_detr,
     dab_detr,
+    deformable_detr,
+    dino,
     dn_detr,
     hugging_face,
     sam_detr,
@@ -31,6 +34,19 @@ SOURCES = {
     ),
     "dab-detr": (dab_detr.CONVERTER, "DAB-DETR/dab_detr_R_50_50ep.yaml"),
     "dn-detr": (dn_detr.CONVERTER, "DN-DETR/dn_detr_R_50_50ep.yaml"),
+    "deformable-detr": (
+        deformable_detr.CONVERTER,
+        "Deformable-DETR/deformable_detr_R_50_50ep.yaml",
+    ),
+    "dab-deformable-detr": (
+        dab_deformable_detr.CONVERTER,
+        "DAB-Deformable-DETR/dab_deformable_detr_R_50_50ep.yaml",
+    ),
+    "dn-dab-deformable-detr": (
+        dab_deformable_detr.CONVERTER,
+        "DAB-Deformable-DETR/dn_dab_deformable_detr_R_50_50ep.yaml",
+    ),
+    "dino": (dino.CONVERTER, "DINO/dino_4scale_R_50_12ep.yaml"),
     "hf-conditional-detr": (hugging_face, CONDITIONAL_DETR),
     "hf-dab-detr": (hugging_face, "DAB-DETR/dab_detr_R_50_50ep.yaml"),
     "sam-detr": (sam_detr.CONVERTER, "SAM-DETR/sam_detr_R_50_12ep.yaml"),

@@ -9,13 +9,18 @@ from ..errors import UserError
 def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW; the backbone learns at SOLVER.BACKBONE_MULTIPLIER of the rate, all else at BASE_LR.
 
-    As in the official codes, weight decay applies to every parameter, norms and biases included.
+    Parameters whose name contains one of SOLVER.SLOW_NAMES learn like the backbone. As in the
+    official codes, weight decay applies to every parameter, norms and biases included.
     """
     if cfg.SOLVER.OPTIMIZER != "ADAMW":
         raise UserError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; it can be ADAMW")
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    backbone = [p for name, p in trained if "backbone." in name]
-    rest = [p for name, p in trained if "backbone." not in name]
+    slow_names = ("backbone.", *cfg.SOLVER.SLOW_NAMES)
+    for slow in slow_names[1:]:
+        if not any(slow in name for name, _ in trained):
+            raise UserError(f"SOLVER.SLOW_NAMES has {slow!r}, which is in no parameter's name")
+    backbone = [p for name, p in trained if any(x in name for x in slow_names)]
+    rest = [p for name, p in trained if not any(x in name for x in slow_names)]
     lr = cfg.SOLVER.BASE_LR
     groups = [
         {"params": rest, "lr": lr},

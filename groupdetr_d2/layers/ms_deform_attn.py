@@ -1,38 +1,12 @@
-"""Multi-scale deformable attention (Deformable DETR, Zhu et al., ICLR 2021) in plain torch."""
+"""Multi-scale deformable attention (Deformable DETR, Zhu et al., ICLR 2021)."""
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .deform_sampling import sample_levels
 from .position_encoding import at_least_float32
-
-
-def sample_levels(
-    value: Tensor, shapes: tuple[tuple[int, int], ...], locations: Tensor, weights: Tensor
-) -> Tensor:
-    """Bilinear samples of all levels, weighed and added up.
-
-    Args:
-        value: (B, S, heads, C / heads), levels flattened into S one after another.
-        shapes: (height, width) of each level.
-        locations: (B, Q, heads, levels, points, 2), x and y in [0, 1] of a level's padded map.
-        weights: (B, Q, heads, levels, points).
-
-    Returns:
-        (B, Q, C)
-    """
-    batch, num_queries, heads = locations.shape[:3]
-    grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B*heads, Q, levels, points, 2)
-    weights = weights.transpose(1, 2).flatten(0, 1)[:, None]  # (B*heads, 1, Q, levels, points)
-    total = 0
-    parts = value.split([h * w for h, w in shapes], dim=1)
-    for i, (part, (height, width)) in enumerate(zip(parts, shapes, strict=True)):
-        level = part.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width)
-        samples = F.grid_sample(level, grid[:, :, i].to(level.dtype), align_corners=False)
-        total = total + (samples * weights[:, :, :, i].to(level.dtype)).sum(-1)
-    return total.reshape(batch, -1, num_queries).transpose(1, 2)  # (B*heads, C/heads, Q) before
 
 
 class MSDeformAttn(nn.Module):
@@ -75,7 +49,9 @@ class MSDeformAttn(nn.Module):
         """
         Args:
             query: (B, Q, C).
-            reference: (B, Q, levels, 2) points relative to each level's padded map.
+            reference: (B, Q, levels, 2) points or (B, Q, levels, 4) boxes, cxcywh, relative to
+                each level's padded map. Offsets are in cells around a point, and in units that
+                reach from a box's centre to its border in as many steps as there are points.
             features: (B, S, C) of all levels.
             padding_mask: (B, S), True where a value counts as zero.
 
@@ -90,7 +66,11 @@ class MSDeformAttn(nn.Module):
         offsets = offsets.unflatten(-1, (heads, levels, points, 2))
         weights = self.attention_weights(query).unflatten(-1, (heads, levels * points))
         weights = weights.softmax(-1).unflatten(-1, (levels, points))
-        cells = reference.new_tensor([(w, h) for h, w in shapes])[:, None]  # (levels, 1, 2)
-        locations = reference[:, :, None, :, None] + offsets / cells
+        reference = at_least_float32(reference)[:, :, None, :, None]  # (B, Q, 1, levels, 1, .)
+        if reference.shape[-1] == 2:
+            unit = 1 / reference.new_tensor([(w, h) for h, w in shapes])[:, None]  # (levels, 1, 2)
+        else:
+            unit = reference[..., 2:] * (0.5 / points)
+        locations = reference[..., :2] + offsets * unit
         sampled = sample_levels(value.unflatten(-1, (heads, -1)), shapes, locations, weights)
         return self.output_proj(sampled)

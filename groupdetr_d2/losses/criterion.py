@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..groups import QueryGroups
-from ..structures import Denoised, Matches, Predictions, Targets
+from ..structures import Denoised, Matches, Predictions, Proposals, Targets
 from .matcher import match_groups
 
 
@@ -24,7 +25,7 @@ class SetCriterion(nn.Module):
     """Weighted losses of all decoder layers.
 
     Attributes:
-        match_seconds: what the last matching took, waiting for the device included.
+        match_seconds: what the matching of the last batch took, waiting for the device included.
     """
 
     def __init__(self, costs: list[Term], losses: dict[str, Term]):
@@ -39,30 +40,44 @@ class SetCriterion(nn.Module):
         """
         Returns:
             weighted losses; ``_i`` marks those of layer ``i``, the last layer's are unmarked;
-            ``_dn`` marks those of denoising queries.
+            ``_dn`` marks those of denoising queries, ``_enc`` those of a first stage.
         """
+        self.match_seconds = 0.0
+        num_targets = average_over_processes(sum(targets.counts))
+        normalizer = groups.normalizer(num_targets)
         matches = self.match(predictions, targets, groups)
-        normalizer = groups.normalizer(average_over_processes(sum(targets.counts)))
         losses = self._weighted(predictions, targets, matches, normalizer, "")
         if predictions.denoised is not None:
-            losses |= self._denoising_losses(predictions.denoised, targets)
+            losses |= self._denoising_losses(predictions.denoised, targets, normalizer)
+        if predictions.proposals is not None:
+            losses |= self._proposal_losses(predictions.proposals, targets, num_targets)
         return losses
 
-    def _denoising_losses(self, denoised: Denoised, targets: Targets) -> dict[str, Tensor]:
-        """Each denoising query answers for its own target; the mean is over them all.
+    def _denoising_losses(
+        self, denoised: Denoised, targets: Targets, normalizer: float
+    ) -> dict[str, Tensor]:
+        """Each denoising query answers for its own target; the mean is over repetitions too.
 
-        They count as the queries of one image, so that slots without a target do not enter. The
-        normaliser is this process's own, as in the official code.
+        The number of targets is the mean over processes, as DINO has it; DN-DETR's code takes
+        each process's own.
         """
-        num_layers, num_denoised, _ = denoised.logits.shape
-        predictions = Predictions(denoised.logits[:, None], denoised.boxes[:, None])  # (L, 1, M, .)
-        index = torch.arange(num_denoised, device=denoised.target.device)
-        matches = Matches(
-            image=torch.zeros_like(index),
-            query=index.expand(num_layers, -1),
-            target=denoised.target.expand(num_layers, -1),
+        predictions = Predictions(denoised.logits, denoised.boxes)
+        fixed = (x.expand(len(denoised.logits), -1) for x in (denoised.query, denoised.target))
+        matches = Matches(denoised.image, *fixed)
+        return self._weighted(
+            predictions, targets, matches, denoised.repetitions * normalizer, "_dn"
         )
-        return self._weighted(predictions, targets, matches, max(num_denoised, 1), "_dn")
+
+    def _proposal_losses(
+        self, proposals: Proposals, targets: Targets, num_targets: float
+    ) -> dict[str, Tensor]:
+        """Those of the first stage, matched per group like the rest."""
+        if proposals.class_agnostic:
+            targets = replace(targets, labels=torch.zeros_like(targets.labels))
+        predictions = Predictions(proposals.logits, proposals.boxes)
+        matches = self.match(predictions, targets, proposals.groups)
+        normalizer = proposals.groups.normalizer(num_targets)
+        return self._weighted(predictions, targets, matches, normalizer, "_enc")
 
     def _weighted(
         self,
@@ -92,7 +107,7 @@ class SetCriterion(nn.Module):
             image = Predictions(predictions.logits[:, b], predictions.boxes[:, b])
             costs.append(sum(weight * fn(image, target) for fn, weight in self.costs))
         matches = match_groups(costs, groups)
-        self.match_seconds = time.perf_counter() - start
+        self.match_seconds += time.perf_counter() - start
         return matches
 
 

@@ -2,7 +2,7 @@
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone import ResNet, build_resnet_backbone
+from detectron2.modeling.backbone import ResNet, SwinTransformer, build_resnet_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 
 from ..errors import UserError
@@ -40,6 +40,24 @@ def build_resnet_dc5_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
         [*stages, res5],
         out_features=resnets.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_swin_backbone(cfg, input_shape: ShapeSpec) -> SwinTransformer:
+    """Detectron2's Swin Transformer from MODEL.SWIN.*; p0, p1, ... have strides 4, 8, ...
+
+    Parameters have the names of Microsoft's checkpoints; the norms of the outputs are not in those.
+    """
+    swin = cfg.MODEL.SWIN
+    return SwinTransformer(
+        embed_dim=swin.EMBED_DIM,
+        depths=swin.DEPTHS,
+        num_heads=swin.NUM_HEADS,
+        window_size=swin.WINDOW_SIZE,
+        drop_path_rate=swin.DROP_PATH_RATE,
+        out_indices=[int(name.removeprefix("p")) for name in swin.OUT_FEATURES],
+        use_checkpoint=cfg.MODEL.DETR.CHECKPOINTING,
     )
 
 

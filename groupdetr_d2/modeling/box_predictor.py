@@ -21,10 +21,18 @@ class BoxPredictor(nn.Module):
         num_layers: decoder layers.
         shared: whether all layers share one pair of heads.
         eps: of the inverse sigmoid; it must match the checkpoint.
+        size_bias: the first layer's start of width and height, before the sigmoid.
     """
 
     def __init__(
-        self, *, d_model: int, num_classes: int, num_layers: int, shared: bool, eps: float
+        self,
+        *,
+        d_model: int,
+        num_classes: int,
+        num_layers: int,
+        shared: bool,
+        eps: float,
+        size_bias: float = 0.0,
     ):
         super().__init__()
         num_heads = 1 if shared else num_layers
@@ -35,17 +43,19 @@ class BoxPredictor(nn.Module):
             nn.init.constant_(class_head.bias, -math.log(1 / PRIOR_PROBABILITY - 1))
             nn.init.zeros_(box_head.layers[-1].weight)
             nn.init.zeros_(box_head.layers[-1].bias)
+        nn.init.constant_(self.layer_box_heads[0].layers[-1].bias[2:], size_bias)
 
     @property
     def box_heads(self) -> list[nn.Module]:
         """One a decoder layer, the same module L times if they are shared."""
         return list(self.layer_box_heads) * (self.num_layers // len(self.layer_box_heads))
 
-    def forward(self, hidden_states: Tensor, references: Tensor) -> Predictions:
-        """(L, B, Q, C) and (L, B, Q, D) -> float32 logits and boxes."""
+    def forward(self, hidden_states: Tensor, references: Sequence[Tensor]) -> Predictions:
+        """(L, B, Q, C) and L references (B, Q, D) -> float32 logits and boxes."""
         offsets = at_least_float32(_apply(self.layer_box_heads, hidden_states))  # (L, B, Q, 4)
-        start = inverse_sigmoid(references, self.eps)  # (L, B, Q, D)
-        boxes = (offsets + F.pad(start, (0, 4 - start.shape[-1]))).sigmoid()
+        starts = [inverse_sigmoid(x, self.eps) for x in references]
+        starts = [F.pad(x, (0, 4 - x.shape[-1])) for x in starts]  # (B, Q, 4)
+        boxes = (offsets + torch.stack(starts)).sigmoid()
         return Predictions(at_least_float32(_apply(self.class_heads, hidden_states)), boxes)
 
 
@@ -56,7 +66,7 @@ def _apply(heads: Sequence[nn.Module], hidden_states: Tensor) -> Tensor:
     return torch.stack([head(x) for head, x in zip(heads, hidden_states, strict=True)])
 
 
-def build_box_predictor(cfg, *, shared: bool, eps: float) -> BoxPredictor:
+def build_box_predictor(cfg, *, shared: bool, eps: float, size_bias: float = 0.0) -> BoxPredictor:
     """From MODEL.DETR.HIDDEN_DIM, NUM_CLASSES and DEC_LAYERS."""
     detr = cfg.MODEL.DETR
     return BoxPredictor(
@@ -65,4 +75,5 @@ def build_box_predictor(cfg, *, shared: bool, eps: float) -> BoxPredictor:
         num_layers=detr.DEC_LAYERS,
         shared=shared,
         eps=eps,
+        size_bias=size_bias,
     )

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..groups import QueryGroups
+from ..layers import recompute
 from ..layers.dropout import Dropout
 from ..layers.position_encoding import at_least_float32, inverse_sigmoid
 from ..structures import Memory, Queries, QueryPosition
@@ -64,6 +66,7 @@ class Decoder(nn.Module):
         look_forward_twice: whether the box loss of a layer reaches the layer before it through
             the reference that the boxes are predicted from (DAB-DETR, DINO).
         eps: of the inverse sigmoid in refinement.
+        checkpointing: whether backward computes a layer anew instead of keeping its activations.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Decoder(nn.Module):
         refine: bool,
         look_forward_twice: bool = False,
         eps: float = 1e-5,
+        checkpointing: bool = False,
     ):
         super().__init__()
         self.layers = nn.ModuleList(make_layer(i) for i in range(num_layers))
@@ -84,30 +88,35 @@ class Decoder(nn.Module):
         self.refine = refine
         self.look_forward_twice = look_forward_twice
         self.eps = eps
+        self.checkpointing = checkpointing
 
     def forward(
         self, queries: Queries, memory: Memory, groups: QueryGroups, box_heads: Sequence[nn.Module]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, list[Tensor]]:
         """
         Args:
             box_heads: one a layer, used for refinement; the decoder does not own them.
 
         Returns:
-            hidden states (L, B, Q, C), and the references each layer started from (L, B, Q, D).
+            hidden states (L, B, Q, C), and the L references that layers started from, (B, Q, D):
+            points may become boxes after the first.
         """
         hidden_states, references, start = [], [], queries.reference
         for i, layer in enumerate(self.layers):
             references.append(start)
             position = self.query_position(i, queries, memory)
-            queries = replace(queries, content=layer(queries, position, memory, groups))
+            args = (queries, position, memory, groups)
+            content = recompute.run(layer, *args, recompute=self.checkpointing)
+            queries = replace(queries, content=content)
             hidden_states.append(self.norm(queries.content))
             if self.refine and i + 1 < len(self.layers):
                 moved = self._move(queries, box_heads[i])
                 queries = replace(queries, reference=moved.detach())
                 start = moved if self.look_forward_twice else queries.reference
-        return torch.stack(hidden_states), torch.stack(references)
+        return torch.stack(hidden_states), references
 
     def _move(self, queries: Queries, box_head: nn.Module) -> Tensor:
-        """The references (B, Q, 4) after a layer's offset."""
+        """The references (B, Q, 4) after a layer's offset; points become boxes."""
         offset = at_least_float32(box_head(queries.content))
-        return (offset + inverse_sigmoid(queries.reference, self.eps)).sigmoid()
+        start = inverse_sigmoid(queries.reference, self.eps)
+        return (offset + F.pad(start, (0, 4 - start.shape[-1]))).sigmoid()

@@ -6,9 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..layers import recompute
 from ..layers.dropout import Dropout
 from ..layers.ms_deform_attn import MSDeformAttn
 from ..structures import Memory
+from .encoder import build_ffn
+from .reference_points import cell_centers, on_padded_maps
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -32,7 +35,11 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """A stack of deformable layers; what it returns has the level embedding in its positions."""
+    """A stack of deformable layers; what it returns has the level embedding in its positions.
+
+    Args:
+        checkpointing: whether backward computes a layer anew instead of keeping its activations.
+    """
 
     def __init__(
         self,
@@ -44,8 +51,10 @@ class DeformableEncoder(nn.Module):
         num_levels: int,
         num_points: int,
         dropout: float,
+        checkpointing: bool = False,
     ):
         super().__init__()
+        self.checkpointing = checkpointing
         self.level_embedding = nn.Parameter(torch.randn(num_levels, d_model))
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(
@@ -59,27 +68,26 @@ class DeformableEncoder(nn.Module):
 
     def forward(self, memory: Memory) -> Memory:
         """The memory with encoded features, and positions that tell levels apart."""
-        cells = torch.tensor([h * w for h, w in memory.spatial_shapes])
-        level = torch.arange(len(cells)).repeat_interleave(cells).to(memory.pos.device)
-        memory = replace(memory, pos=memory.pos + self.level_embedding[level])
-        reference = cell_centers(memory)
+        sizes = [h * w for h, w in memory.spatial_shapes]
+        parts = zip(memory.pos.split(sizes, 1), self.level_embedding, strict=True)
+        memory = replace(memory, pos=torch.cat([pos + level for pos, level in parts], 1))
+        reference = on_padded_maps(cell_centers(memory), memory)
         for layer in self.layers:
-            memory = replace(memory, features=layer(memory, reference))
+            features = recompute.run(layer, memory, reference, recompute=self.checkpointing)
+            memory = replace(memory, features=features)
         return memory
 
 
-def cell_centers(memory: Memory) -> Tensor:
-    """Every cell's centre, relative to each level's padded map: (B, S, levels, 2), x before y."""
-    extents = memory.valid_extents()  # (B, levels, 2)
-    centers = []
-    for i, (height, width) in enumerate(memory.spatial_shapes):
-        y, x = torch.meshgrid(
-            torch.arange(height, device=extents.device) + 0.5,
-            torch.arange(width, device=extents.device) + 0.5,
-            indexing="ij",
-        )
-        grid = torch.stack([x, y], -1).flatten(0, 1)  # (H*W, 2)
-        centers.append(grid[None] / extents[:, i, None])  # relative to the valid part
-    padded = extents.new_tensor([(w, h) for h, w in memory.spatial_shapes])
-    ratios = extents / padded  # (B, levels, 2)
-    return torch.cat(centers, 1)[:, :, None] * ratios[:, None]
+def build_deformable_encoder(cfg) -> DeformableEncoder:
+    """From MODEL.DETR.*: as many levels as IN_FEATURES and EXTRA_LEVELS make."""
+    detr = cfg.MODEL.DETR
+    return DeformableEncoder(
+        detr.ENC_LAYERS,
+        lambda: build_ffn(detr.HIDDEN_DIM, detr.DIM_FEEDFORWARD, detr.DROPOUT),
+        d_model=detr.HIDDEN_DIM,
+        num_heads=detr.NHEADS,
+        num_levels=len(detr.IN_FEATURES) + detr.EXTRA_LEVELS,
+        num_points=detr.NUM_POINTS,
+        dropout=detr.DROPOUT,
+        checkpointing=detr.CHECKPOINTING,
+    )

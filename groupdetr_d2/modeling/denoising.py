@@ -1,8 +1,10 @@
-"""Denoising (DN-DETR, Li et al., CVPR 2022, arXiv 2203.01305): noised targets as extra queries.
+"""Denoising: noised targets as extra queries in training.
 
-Every group of queries is a complete query set with a denoising part of its own, [P | N], and with
-its own noise (the Group DETR paper's footnote 3). P is R repetitions of as many slots as the
-fullest image of the batch has targets; R follows from the wanted number of denoising queries.
+DN-DETR (Li et al., CVPR 2022, arXiv 2203.01305), and DINO's contrastive form (Zhang et al., ICLR
+2023, arXiv 2203.03605). Every group of queries is a complete query set with a denoising part of its
+own, [P | N], and with its own noise (the Group DETR paper's footnote 3). P is R repetitions of as
+many slots as the fullest image of the batch has targets (with a positive and a negative copy of
+each: twice as many); R follows from the wanted number of denoising queries.
 """
 
 from dataclasses import dataclass, replace
@@ -11,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ..groups import QueryGroups
+from ..layers.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from ..layers.position_encoding import inverse_sigmoid
 from ..structures import Denoised, Predictions, Queries, Targets
 
 
 @dataclass
 class Noise:
-    """Random numbers in [0, 1) for K groups and R repetitions of T targets."""
+    """Random numbers in [0, 1) for K groups and R copies of T targets."""
 
     flip: Tensor  # (K, R, T) whether a label changes
     label: Tensor  # (K, R, T) what it changes to
@@ -37,27 +40,35 @@ class Slots:
     image: Tensor  # (M,)
     query: Tensor  # (M,) on the axis of all groups' denoising queries, K*P
     target: Tensor  # (M,) index into the batch's T targets
+    repetitions: int
+    background: bool  # whether the queries that `query` does not name are background
 
     def separate(self, predictions: Predictions, groups: QueryGroups) -> Predictions:
         """Splits predictions of (L, B, K*(P+N), .) into denoised targets and matched queries."""
         logits_dn, logits = groups.split_denoising(predictions.logits)
         boxes_dn, boxes = groups.split_denoising(predictions.boxes)
-        picked = (slice(None), self.image, self.query)
-        return Predictions(
-            logits, boxes, Denoised(logits_dn[picked], boxes_dn[picked], self.target)
-        )
+        image, query = self.image, self.query
+        if not self.background:  # the noised targets alone, as the queries of one image
+            logits_dn, boxes_dn = (x[:, None, image, query] for x in (logits_dn, boxes_dn))
+            image, query = torch.zeros_like(image), torch.arange(len(query), device=query.device)
+        denoised = Denoised(logits_dn, boxes_dn, image, query, self.target, self.repetitions)
+        return Predictions(logits, boxes, denoised)
 
 
 class Denoising(nn.Module):
     """Label embeddings with an indicator channel, and noised targets made of them.
 
     Args:
-        num_queries: denoising queries wanted per group.
+        num_queries: noised targets wanted per group; with a negative copy each, twice as many.
         label_noise: probability that a label is drawn anew from all classes.
         box_noise: largest shift of a box's centre, relative to half its size, and largest change
-            of its size, relative to it.
+            of its size, relative to it. Contrastive: of its borders, relative to half its size.
         eps: of the inverse sigmoid that bounds noised boxes.
     """
+
+    copies = 1  # of a target in a repetition
+    background = False
+    indicator = 1  # channels that tell noised targets (1) from matched queries (0)
 
     def __init__(
         self,
@@ -70,8 +81,8 @@ class Denoising(nn.Module):
         eps: float,
     ):
         super().__init__()
-        # the last row is the content of matched queries, which stand for no label yet
-        self.label_embedding = nn.Embedding(num_classes + 1, d_model - 1)
+        # the last row stands for no label yet
+        self.label_embedding = nn.Embedding(num_classes + 1, d_model - self.indicator)
         self.num_classes, self.num_queries = num_classes, num_queries
         self.label_noise, self.box_noise, self.eps = label_noise, box_noise, eps
 
@@ -80,50 +91,59 @@ class Denoising(nn.Module):
     ) -> tuple[Queries, QueryGroups, Slots | None]:
         """
         Args:
-            queries: (B, K*N, .), whose content is replaced.
+            queries: (B, K*N, .).
             targets: None at inference, where no query is added.
 
         Returns:
             queries of (B, K*(P+N), .), their groups, and where the noised targets stand.
         """
-        unknown = torch.full(queries.content.shape[:2], self.num_classes)
-        unknown = unknown.to(queries.content.device, non_blocking=True)  # (B, K*N)
-        queries = replace(queries, content=self._embed(unknown, indicator=0.0))
+        queries = self.prepare(queries)
         if targets is None:
             return queries, groups, None
         width = max(targets.counts, default=0)
         repetitions = max(1, self.num_queries // max(width, 1))
-        groups = replace(groups, num_denoising=repetitions * width)
-        shape = (groups.num_groups, repetitions, len(targets.labels))
+        copies = repetitions * self.copies
+        groups = replace(groups, num_denoising=copies * width)
+        shape = (groups.num_groups, copies, len(targets.labels))
         noise = Noise.draw(shape, queries.content.device)
-        image, slots = locate_slots(targets, groups, repetitions)
-        labels, boxes = self.add_noise(targets, noise)  # (K, R, T), (K, R, T, 4)
-        content = self._embed(labels, indicator=1.0)
-        queries = self._join(queries, groups, (image, slots), content, boxes)
-        mask = denoising_mask(repetitions, width, groups, queries.content.device)
-        target = torch.arange(shape[2], device=image.device).expand(*shape[:2], -1)
-        located = Slots(image.expand(shape).flatten(), slots.flatten(), target.flatten())
-        return replace(queries, attn_mask=mask), groups, located
+        image, slots = locate_slots(targets, groups, copies)
+        labels, boxes = self.add_noise(targets, noise)  # (K, R*copies, T), (..., 4)
+        queries = self._join(queries, groups, (image, slots), self.embed(labels, 1.0), boxes)
+        mask = denoising_mask(repetitions, self.copies * width, groups, queries.content.device)
+        slots = slots[:, :: self.copies]  # of the copies that stand for their target
+        target = torch.arange(shape[2], device=image.device).expand(slots.shape)
+        located = [x.flatten() for x in (image.expand(slots.shape), slots, target)]
+        slots = Slots(*located, repetitions, self.background)
+        return replace(queries, attn_mask=mask), groups, slots
 
-    def _embed(self, labels: Tensor, indicator: float) -> Tensor:
+    def prepare(self, queries: Queries) -> Queries:
+        """The matched queries, which here have content of their own."""
+        return queries
+
+    def embed(self, labels: Tensor, indicator: float) -> Tensor:
         """(...,) labels -> (..., C): the embedding, then the indicator channel."""
         embedded = self.label_embedding(labels)
-        return torch.cat([embedded, embedded.new_full((*labels.shape, 1), indicator)], -1)
+        channel = embedded.new_full((*labels.shape, self.indicator), indicator)
+        return torch.cat([embedded, channel], -1)
 
     def add_noise(self, targets: Targets, noise: Noise) -> tuple[Tensor, Tensor]:
         """Noised labels (K, R, T) and boxes (K, R, T, 4); the targets themselves stay."""
         drawn = (noise.label * self.num_classes).long().clamp(max=self.num_classes - 1)
         labels = torch.where(noise.flip < self.label_noise, drawn, targets.labels)
-        size = targets.boxes[:, 2:]
-        reach = torch.cat([size / 2, size], -1) * self.box_noise  # (T, 4)
-        boxes = (targets.boxes + (2 * noise.box - 1) * reach).clamp(0, 1)
+        boxes = self.move(targets.boxes, 2 * noise.box - 1)
         return labels, inverse_sigmoid(boxes, self.eps).sigmoid()
+
+    def move(self, boxes: Tensor, amount: Tensor) -> Tensor:
+        """(T, 4) boxes by amounts (K, R, T, 4) in [-1, 1) of the largest noise."""
+        size = boxes[:, 2:]
+        reach = torch.cat([size / 2, size], -1) * self.box_noise  # (T, 4)
+        return (boxes + amount * reach).clamp(0, 1)
 
     def _join(self, queries, groups, where, content, boxes) -> Queries:
         """Noised targets into their slots, ahead of each group's matched queries.
 
         Slots without a target have no content and the box of the whole image's middle; they are
-        seen by their repetition, as in the official code, and carry no loss.
+        seen by their repetition, as in the official code.
         """
         image, slots = where
         batch, _, d_model = queries.content.shape
@@ -143,19 +163,49 @@ class Denoising(nn.Module):
         )
 
 
-def locate_slots(targets: Targets, groups: QueryGroups, repetitions: int) -> tuple[Tensor, Tensor]:
-    """The image (T,) of each target, and its slots (K, R, T) on the axis of K*P.
+class LabelledDenoising(Denoising):
+    """DN-DETR's: matched queries too take their content from the label embedding."""
 
-    Target j of an image stands at slot ``r * width + j`` of repetition r.
+    def prepare(self, queries: Queries) -> Queries:
+        """Their label is the one that stands for none."""
+        unknown = torch.full(queries.content.shape[:2], self.num_classes)
+        unknown = unknown.to(queries.content.device, non_blocking=True)  # (B, K*N)
+        return replace(queries, content=self.embed(unknown, 0.0))
+
+
+class ContrastiveDenoising(Denoising):
+    """DINO's: each repetition has a positive and a negative copy of each target.
+
+    Negatives are moved farther and answer for nothing, as do slots without a target.
+    """
+
+    copies = 2
+    background = True
+    indicator = 0
+
+    def move(self, boxes: Tensor, amount: Tensor) -> Tensor:
+        """Moves the borders; copies are positive and negative by turns. Borders may cross."""
+        amount = amount.unflatten(1, (-1, self.copies))  # (K, R, 2, T, 4)
+        positive, negative = amount.unbind(2)
+        negative = negative + torch.where(negative < 0, -1.0, 1.0)
+        amount = torch.stack([positive, negative], 2).flatten(1, 2)
+        reach = (boxes[:, 2:] / 2).repeat(1, 2) * self.box_noise  # (T, 4)
+        return box_xyxy_to_cxcywh((box_cxcywh_to_xyxy(boxes) + amount * reach).clamp(0, 1))
+
+
+def locate_slots(targets: Targets, groups: QueryGroups, copies: int) -> tuple[Tensor, Tensor]:
+    """The image (T,) of each target, and its slots (K, copies, T) on the axis of K*P.
+
+    Target j of an image stands at slot ``c * width + j`` of its copy c.
     """
     device = targets.labels.device
     image = [b for b, count in enumerate(targets.counts) for _ in range(count)]
     within = [j for count in targets.counts for j in range(count)]
     image, within = torch.tensor([image, within], dtype=torch.long).to(device, non_blocking=True)
     group = torch.arange(groups.num_groups, device=device)[:, None, None]
-    repetition = torch.arange(repetitions, device=device)[None, :, None]
+    copy = torch.arange(copies, device=device)[None, :, None]
     width = max(targets.counts, default=0)
-    return image, group * groups.num_denoising + repetition * width + within
+    return image, group * groups.num_denoising + copy * width + within
 
 
 def denoising_mask(
@@ -172,12 +222,12 @@ def denoising_mask(
     return other & (part[None, :] != repetitions)
 
 
-def build_denoising(cfg, eps: float) -> Denoising | None:
+def build_denoising(cfg, kind: type[Denoising], eps: float) -> Denoising | None:
     """From MODEL.DETR.DENOISING; None if NUM_QUERIES is 0."""
     denoising = cfg.MODEL.DETR.DENOISING
     if not denoising.NUM_QUERIES:
         return None
-    return Denoising(
+    return kind(
         num_classes=cfg.MODEL.DETR.NUM_CLASSES,
         d_model=cfg.MODEL.DETR.HIDDEN_DIM,
         num_queries=denoising.NUM_QUERIES,

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from ..layers import recompute
 from ..layers.attention import MultiheadAttention
 from ..layers.dropout import Dropout, ReluDropout
 from ..structures import Memory
@@ -46,6 +47,7 @@ class TransformerEncoder(nn.Module):
         make_ffn: builds a layer's feed-forward network.
         pos_scale: what a layer multiplies the positions by, as a function of the features that it
             reads (DAB-DETR); None leaves them.
+        checkpointing: whether backward computes a layer anew instead of keeping its activations.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class TransformerEncoder(nn.Module):
         num_heads: int,
         dropout: float,
         pos_scale: nn.Module | None = None,
+        checkpointing: bool = False,
     ):
         super().__init__()
         self.layers = nn.ModuleList(
@@ -64,6 +67,7 @@ class TransformerEncoder(nn.Module):
             for _ in range(num_layers)
         )
         self.pos_scale = pos_scale
+        self.checkpointing = checkpointing
 
     def forward(self, memory: Memory) -> Memory:
         """The memory with encoded features; its other fields stay."""
@@ -72,5 +76,6 @@ class TransformerEncoder(nn.Module):
         features, pos = memory.features, memory.pos
         for layer in self.layers:
             scale = 1 if self.pos_scale is None else self.pos_scale(features)
-            features = layer(features, pos * scale, barred)
+            args = (features, pos * scale, barred)
+            features = recompute.run(layer, *args, recompute=self.checkpointing)
         return replace(memory, features=features)

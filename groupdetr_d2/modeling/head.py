@@ -1,6 +1,7 @@
 """The parts of a DETR between the backbone and the predictions, and the registry of variants."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
@@ -47,14 +48,17 @@ class DETRHead(nn.Module):
         self, memory: Memory, groups: QueryGroups, targets: Targets | None = None
     ) -> Predictions:
         """What the queries of `groups` find in the memory; denoising needs the targets."""
-        queries, slots = self.queries(memory.features.shape[0], groups), None
+        queries, slots = self.queries(memory, groups), None
+        proposals = queries.proposals
         if self.denoising is not None:
             queries, groups, slots = self.denoising(queries, groups, targets)
         hidden_states, references = self.decoder(
             queries, memory, groups, self.predictor.box_heads
-        )  # (L, B, Q, C), (L, B, Q, D)
+        )  # (L, B, Q, C), L times (B, Q, D)
         predictions = self.predictor(hidden_states, references)
-        return predictions if slots is None else slots.separate(predictions, groups)
+        if slots is not None:
+            predictions = slots.separate(predictions, groups)
+        return replace(predictions, proposals=proposals)
 
     def forward(
         self,

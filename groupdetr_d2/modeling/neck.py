@@ -14,7 +14,8 @@ class Neck(nn.Module):
 
     Args:
         in_features: names of the backbone's outputs to use, fine to coarse.
-        projections: from each of them to d_model channels.
+        projections: from each of them to d_model channels; those beyond read the last output (the
+            first of them) and one another, each halving the resolution.
         temperature, offset: of the position embedding; they must match the checkpoint (DAB-DETR
             has temperature 20, SAM-DETR offset 0.5).
     """
@@ -45,8 +46,12 @@ class Neck(nn.Module):
         """
         maps = [
             projection(features[name])
-            for name, projection in zip(self.in_features, self.projections, strict=True)
+            for name, projection in zip(self.in_features, self.projections, strict=False)
         ]
+        coarser = features[self.in_features[-1]]
+        for projection in self.projections[len(maps) :]:
+            coarser = projection(coarser)
+            maps.append(coarser)
         masks = [_mask_like(x, padding_mask) for x in maps]
         pos = [image_position_embedding(m, **self.position) for m in masks]
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
@@ -68,25 +73,34 @@ def _mask_like(feature_map: Tensor, padding_mask: Tensor | None) -> Tensor:
     return F.interpolate(padding_mask[:, None].float(), size=(height, width))[:, 0].bool()
 
 
-def build_neck(cfg, backbone_shape, offset: float = 0.0) -> Neck:
-    """From MODEL.DETR.IN_FEATURES, POSITION_TEMPERATURE and PROJECTION_NORM."""
+def build_neck(cfg, backbone_shape) -> Neck:
+    """From MODEL.DETR.IN_FEATURES, EXTRA_LEVELS, PROJECTION_NORM and POSITION_*."""
     detr = cfg.MODEL.DETR
     return Neck(
         list(detr.IN_FEATURES),
         build_projections(cfg, backbone_shape),
         d_model=detr.HIDDEN_DIM,
         temperature=detr.POSITION_TEMPERATURE,
-        offset=offset,
+        offset=detr.POSITION_OFFSET,
     )
 
 
 def build_projections(cfg, backbone_shape) -> list[nn.Module]:
-    """A 1 x 1 convolution a feature map; MODEL.DETR.PROJECTION_NORM may add a GroupNorm."""
+    """A 1 x 1 convolution a feature map, then a 3 x 3 one of stride 2 for each extra level.
+
+    MODEL.DETR.PROJECTION_NORM may add a GroupNorm.
+    """
     d_model, norm = cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.PROJECTION_NORM
     if norm not in ("", "GN"):
         raise UserError(f"MODEL.DETR.PROJECTION_NORM is {norm!r}; it can be empty or GN")
     channels = [backbone_shape[name].channels for name in cfg.MODEL.DETR.IN_FEATURES]
     convolutions = [nn.Conv2d(c, d_model, 1) for c in channels]
+    for i in range(cfg.MODEL.DETR.EXTRA_LEVELS):
+        before = d_model if i else channels[-1]
+        convolutions.append(nn.Conv2d(before, d_model, 3, stride=2, padding=1))
     if not norm:
         return convolutions
+    for convolution in convolutions:
+        nn.init.xavier_uniform_(convolution.weight)
+        nn.init.zeros_(convolution.bias)
     return [nn.Sequential(conv, nn.GroupNorm(32, d_model)) for conv in convolutions]

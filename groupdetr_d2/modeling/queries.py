@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ..groups import QueryGroups
 from ..layers.mlp import MLP
 from ..layers.position_encoding import at_least_float32
-from ..structures import Queries
+from ..structures import Memory, Queries
 
 
 class QueryBank(nn.Module):
@@ -22,9 +22,9 @@ class QueryBank(nn.Module):
         self.weight = nn.Parameter(torch.randn(groups.bank_size, dim))
         self.register_buffer("shape", torch.tensor([groups.num_groups, groups.num_queries]))
 
-    def forward(self, groups: QueryGroups) -> Tensor:
-        """The rows of `groups`, (K*N, C)."""
-        return groups.rows_of(self.weight)
+    def forward(self, memory: Memory, groups: QueryGroups) -> Tensor:
+        """The rows of `groups` for each image, (B, K*N, C)."""
+        return groups.rows_of(self.weight).expand(len(memory.features), -1, -1)
 
 
 class PositionQueries(nn.Module):
@@ -35,11 +35,11 @@ class PositionQueries(nn.Module):
         self.bank = QueryBank(groups, d_model)
         self.ref_point_head = MLP(d_model, d_model, 2, 2)
 
-    def forward(self, batch_size: int, groups: QueryGroups) -> Queries:
-        """Queries of (B, K*N) for a batch of `batch_size` images."""
-        pos = self.bank(groups)  # (K*N, C)
-        reference = at_least_float32(self.ref_point_head(pos)).sigmoid()  # (K*N, 2)
-        pos, reference = (x.expand(batch_size, *x.shape) for x in (pos, reference))
+    def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
+        """Queries of (B, K*N)."""
+        pos = self.bank(memory, groups)  # (B, K*N, C)
+        reference = at_least_float32(self.ref_point_head(pos[:1])).sigmoid()  # (1, K*N, 2)
+        reference = reference.expand(len(pos), -1, -1)
         return Queries(content=torch.zeros_like(pos), reference=reference, pos=pos)
 
 
@@ -51,9 +51,46 @@ class AnchorQueries(nn.Module):
         self.bank = QueryBank(groups, 4)
         self.d_model = d_model
 
-    def forward(self, batch_size: int, groups: QueryGroups) -> Queries:
-        """Queries of (B, K*N) for a batch of `batch_size` images."""
-        reference = at_least_float32(self.bank(groups)).sigmoid()  # (K*N, 4)
-        reference = reference.expand(batch_size, *reference.shape)
+    def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
+        """Queries of (B, K*N)."""
+        reference = at_least_float32(self.bank(memory, groups)).sigmoid()  # (B, K*N, 4)
         content = reference.new_zeros(*reference.shape[:2], self.d_model)
         return Queries(content=content, reference=reference)
+
+
+class LearnedQueries(nn.Module):
+    """Deformable DETR's queries: learned positions, their points, and learned content."""
+
+    def __init__(self, groups: QueryGroups, d_model: int):
+        super().__init__()
+        self.bank = QueryBank(groups, 2 * d_model)
+        self.reference_head = nn.Linear(d_model, 2)
+        nn.init.xavier_uniform_(self.reference_head.weight)
+        nn.init.zeros_(self.reference_head.bias)
+
+    def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
+        """Queries of (B, K*N)."""
+        pos, content = self.bank(memory, groups).chunk(2, dim=-1)  # (B, K*N, C) each
+        reference = at_least_float32(self.reference_head(pos)).sigmoid()  # (B, K*N, 2)
+        return Queries(content=content, reference=reference, pos=pos)
+
+
+class LearnedAnchorQueries(nn.Module):
+    """DAB-Deformable-DETR's queries: learned boxes (their logits) and learned content.
+
+    Args:
+        indicator: channels at the end of the content that stay zero, which denoising fills.
+    """
+
+    def __init__(self, groups: QueryGroups, d_model: int, indicator: int = 0):
+        super().__init__()
+        self.bank = QueryBank(groups, 4)
+        self.content_bank = QueryBank(groups, d_model - indicator)
+        self.indicator = indicator
+
+    def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
+        """Queries of (B, K*N)."""
+        reference = at_least_float32(self.bank(memory, groups)).sigmoid()  # (B, K*N, 4)
+        content = self.content_bank(memory, groups)  # (B, K*N, C)
+        channels = content.new_zeros(*content.shape[:2], self.indicator)
+        return Queries(content=torch.cat([content, channels], -1), reference=reference)

@@ -111,13 +111,16 @@ def conditional_detr(cfg, backbone_shape) -> DETRHead:
     def make_ffn() -> nn.Module:
         return build_ffn(d_model, detr.DIM_FEEDFORWARD, dropout)
 
-    encoder = TransformerEncoder(detr.ENC_LAYERS, make_ffn, **sizes)
+    encoder = TransformerEncoder(
+        detr.ENC_LAYERS, make_ffn, checkpointing=detr.CHECKPOINTING, **sizes
+    )
     decoder = Decoder(
         lambda i: build_conditional_layer(i, make_ffn(), **sizes),
         detr.DEC_LAYERS,
         ConditionalQueryPosition(d_model),
         nn.LayerNorm(d_model),
         refine=False,
+        checkpointing=detr.CHECKPOINTING,
     )
     queries = PositionQueries(build_groups(cfg), d_model)
     init_transformer(encoder, decoder, queries.ref_point_head)

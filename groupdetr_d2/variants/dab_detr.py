@@ -10,7 +10,7 @@ from ..layers.mlp import MLP
 from ..layers.position_encoding import sine_embedding
 from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder
-from ..modeling.denoising import build_denoising
+from ..modeling.denoising import LabelledDenoising, build_denoising
 from ..modeling.encoder import TransformerEncoder, build_ffn
 from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
 from ..modeling.neck import build_neck
@@ -58,7 +58,11 @@ def dab_detr(cfg, backbone_shape) -> DETRHead:
         return build_ffn(d_model, detr.DIM_FEEDFORWARD, dropout, "prelu")
 
     encoder = TransformerEncoder(
-        detr.ENC_LAYERS, make_ffn, pos_scale=MLP(d_model, d_model, d_model, 2), **sizes
+        detr.ENC_LAYERS,
+        make_ffn,
+        pos_scale=MLP(d_model, d_model, d_model, 2),
+        checkpointing=detr.CHECKPOINTING,
+        **sizes,
     )
     decoder = Decoder(
         lambda i: build_conditional_layer(i, make_ffn(), **sizes),
@@ -68,6 +72,7 @@ def dab_detr(cfg, backbone_shape) -> DETRHead:
         refine=True,
         look_forward_twice=True,
         eps=EPS,
+        checkpointing=detr.CHECKPOINTING,
     )
     init_transformer(encoder, decoder)
     return DETRHead(
@@ -75,6 +80,6 @@ def dab_detr(cfg, backbone_shape) -> DETRHead:
         encoder=encoder,
         queries=AnchorQueries(build_groups(cfg), d_model),
         decoder=decoder,
-        denoising=build_denoising(cfg, EPS),
+        denoising=build_denoising(cfg, LabelledDenoising, EPS),
         predictor=build_box_predictor(cfg, shared=True, eps=EPS),
     )

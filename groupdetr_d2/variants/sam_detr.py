@@ -201,11 +201,16 @@ def sam_detr(cfg, backbone_shape) -> DETRHead:
 
     encoder = build_sam_encoder(cfg)
     decoder = Decoder(
-        make_layer, detr.DEC_LAYERS, CenterQueryPosition(d_model), nn.Identity(), refine=True
+        make_layer,
+        detr.DEC_LAYERS,
+        CenterQueryPosition(d_model),
+        nn.Identity(),
+        refine=True,
+        checkpointing=detr.CHECKPOINTING,
     )
     init_transformer(encoder, decoder)
     return DETRHead(
-        neck=build_neck(cfg, backbone_shape, offset=0.5),
+        neck=build_neck(cfg, backbone_shape),
         encoder=encoder,
         queries=AnchorQueries(build_groups(cfg), d_model),
         decoder=decoder,
@@ -217,6 +222,7 @@ def build_sam_encoder(cfg) -> nn.Module:
     """DETR's on one level; on several the deformable one, whose FFN is half as wide."""
     detr = cfg.MODEL.DETR
     sizes = {"d_model": detr.HIDDEN_DIM, "num_heads": detr.NHEADS, "dropout": detr.DROPOUT}
+    sizes["checkpointing"] = detr.CHECKPOINTING
     num_levels = len(detr.IN_FEATURES)
     width = detr.DIM_FEEDFORWARD if num_levels == 1 else detr.DIM_FEEDFORWARD // 2
 
@@ -226,5 +232,5 @@ def build_sam_encoder(cfg) -> nn.Module:
     if num_levels == 1:
         return TransformerEncoder(detr.ENC_LAYERS, make_ffn, **sizes)
     return DeformableEncoder(
-        detr.ENC_LAYERS, make_ffn, num_levels=num_levels, num_points=4, **sizes
+        detr.ENC_LAYERS, make_ffn, num_levels=num_levels, num_points=detr.NUM_POINTS, **sizes
     )

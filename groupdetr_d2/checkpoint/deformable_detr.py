@@ -1,0 +1,81 @@
+"""Official Deformable DETR checkpoints (fundamentalvision/Deformable-DETR), in all their forms."""
+
+import re
+
+import torch
+
+from .official import COMMON_RULES, Converter, StateDict
+
+FIRST_STAGE = "head.queries.heads."
+RULES = [
+    (r"^query_embed\.weight$", "head.queries.bank.weight"),
+    (r"^transformer\.reference_points\.", "head.queries.reference_head."),
+    (r"^transformer\.level_embed$", "head.encoder.level_embedding"),
+    (r"^transformer\.enc_output\.", f"{FIRST_STAGE}projection."),
+    (r"^transformer\.enc_output_norm\.", f"{FIRST_STAGE}norm."),
+    (r"^transformer\.enc_out_class_embed\.", f"{FIRST_STAGE}class_head."),
+    (r"^transformer\.enc_out_bbox_embed\.", f"{FIRST_STAGE}box_head."),
+    (r"^transformer\.pos_trans\.", "head.queries.content.projection."),
+    (r"^transformer\.pos_trans_norm\.", "head.queries.content.norm."),
+    (r"^input_proj\.(\d+)\.(\d)\.", r"head.neck.projections.\1.\2."),
+    (r"^class_embed\.(\d+)\.", r"head.predictor.class_heads.\1."),
+    (r"^bbox_embed\.(\d+)\.", r"head.predictor.layer_box_heads.\1."),
+    (r"^(transformer\.decoder\.layers\.\d+)\.cross_attn\.", r"\1.cross_attn.attention."),
+    # numbered in the order of the constructor; ours in the order of use
+    (r"^(transformer\.decoder\.layers\.\d+)\.norm2\.", r"\1.norms.0."),
+    (r"^(transformer\.decoder\.layers\.\d+)\.norm1\.", r"\1.norms.1."),
+    *COMMON_RULES,
+]
+
+
+def untie(official: StateDict) -> StateDict:
+    """Names every tensor once, and the last pair of a two-stage model's heads by what it does.
+
+    Heads are registered with the decoder too, and heads that layers share once a layer.
+    """
+    tensors = {
+        re.sub(r"^transformer\.decoder\.(class|bbox)_embed\.", r"\1_embed.", key): value
+        for key, value in official.items()
+    }
+    if "transformer.pos_trans.weight" in tensors:
+        last = max(int(key.split(".")[1]) for key in tensors if key.startswith("class_embed."))
+        of_encoder = re.compile(rf"^(class|bbox)_embed\.{last}\.")
+        tensors = {
+            of_encoder.sub(r"transformer.enc_out_\1_embed.", key): value
+            for key, value in tensors.items()
+        }
+    return {key: value for key, value in tensors.items() if not _repeats(key, value, tensors)}
+
+
+def _repeats(key: str, value: torch.Tensor, tensors: StateDict) -> bool:
+    """Whether a layer's class head is that of the first layer, as in models that share heads."""
+    part = re.match(r"^(class|bbox)_embed\.(\d+)\.", key)
+    if not part or part[2] == "0":
+        return False
+    return torch.equal(tensors[f"class_embed.{part[2]}.weight"], tensors["class_embed.0.weight"])
+
+
+class DeformableConverter(Converter):
+    """Also stacks the first stage's parts into those of a single group."""
+
+    def convert_state_dict(
+        self, official: StateDict, *, num_queries: int = 300, num_classes: int = 80
+    ) -> tuple[StateDict, list[str]]:
+        """See :meth:`Converter.convert_state_dict`."""
+        converted, homeless = super().convert_state_dict(
+            official, num_queries=num_queries, num_classes=num_classes
+        )
+        if "transformer.pos_trans.weight" in official and num_classes == 80:
+            # its class head says in channel 0 whether there is an object: no row is a COCO class
+            first_stage = self.prepare(official)
+            for kind in ("weight", "bias"):
+                rows = first_stage[f"transformer.enc_out_class_embed.{kind}"][:num_classes]
+                converted[f"{FIRST_STAGE}class_head.{kind}"] = rows.clone()
+        stacked = {
+            key: value[None] if key.startswith(FIRST_STAGE) else value
+            for key, value in converted.items()
+        }
+        return stacked, homeless
+
+
+CONVERTER = DeformableConverter(RULES, untie)

@@ -1,0 +1,89 @@
+"""The sampling of multi-scale deformable attention: one entry point, several implementations.
+
+- ``reference``: plain PyTorch (`grid_sample`), on any device and in an ONNX export;
+- ``sparse``: on a CPU, products with a sparse matrix (deform_sampling_sparse.py);
+- ``triton``: on CUDA, kernels compiled when first used (deform_sampling_triton.py).
+
+The fastest that a device has is taken and named once in the log. The environment variable
+GROUPDETR_DEFORM_SAMPLING names another.
+"""
+
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import deform_sampling_sparse
+
+logger = logging.getLogger(__name__)
+Shapes = tuple[tuple[int, int], ...]
+CHOICE = "GROUPDETR_DEFORM_SAMPLING"
+
+
+def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Bilinear samples of all levels, weighed and added up; outside of a map there are zeros.
+
+    Args:
+        value: (B, S, heads, C / heads), levels flattened into S one after another.
+        shapes: (height, width) of each level.
+        locations: (B, Q, heads, levels, points, 2), x and y in [0, 1] of a level's padded map.
+        weights: (B, Q, heads, levels, points).
+
+    Returns:
+        (B, Q, C), in the type of `value`; sums are float32 at least.
+    """
+    if (
+        value.device.type == "meta"
+        or torch.compiler.is_compiling()
+        or torch.onnx.is_in_onnx_export()
+    ):
+        return reference(value, shapes, locations, weights)
+    return choose(value.device.type)(value, shapes, locations, weights)
+
+
+def reference(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """See :func:`sample_levels`; positions and sums are float32 at least."""
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    batch, num_queries, heads = locations.shape[:3]
+    grid = (2 * locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (B*heads, Q, levels, ...)
+    weights = weights.to(dtype).transpose(1, 2).flatten(0, 1)[:, None]  # (B*heads, 1, Q, levels, .)
+    total = 0
+    parts = value.to(dtype).split([h * w for h, w in shapes], dim=1)
+    for i, (part, (height, width)) in enumerate(zip(parts, shapes, strict=True)):
+        level = part.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width)
+        samples = F.grid_sample(level, grid[:, :, i], align_corners=False)
+        total = total + (samples * weights[:, :, :, i]).sum(-1)  # (B*heads, C / heads, Q)
+    return total.reshape(batch, -1, num_queries).transpose(1, 2).to(value.dtype)
+
+
+@functools.cache
+def choose(device_type: str) -> Callable[..., Tensor]:
+    """The implementation for a kind of device, said once in the log."""
+    name = os.getenv(CHOICE) or fastest(device_type)
+    known = {
+        "reference": lambda: reference,
+        "sparse": lambda: deform_sampling_sparse.sample_levels,
+        "triton": lambda: _triton().sample_levels,
+    }
+    if name not in known:
+        raise ValueError(f"{CHOICE} is {name!r}; it can be one of {', '.join(known)}")
+    logger.info("deformable attention on %s: %s", device_type, name)
+    return known[name]()
+
+
+def fastest(device_type: str) -> str:
+    """The name of the fastest implementation that works here."""
+    if device_type == "cpu" and deform_sampling_sparse.is_available():
+        return "sparse"
+    if device_type == "cuda" and importlib.util.find_spec("triton") is not None:
+        return "triton"
+    return "reference"
+
+
+def _triton():
+    return importlib.import_module(".deform_sampling_triton", __package__)

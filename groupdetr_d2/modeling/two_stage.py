@@ -1,0 +1,188 @@
+"""Two-stage queries: the encoder's output proposes boxes, the best of which become queries.
+
+Deformable DETR (Zhu et al., ICLR 2021, A.4), and the forms that DAB-Deformable-DETR and DINO made
+of it. Every group has a projection and a pair of heads of its own, and so proposals of its own (the
+Group DETR paper's A.2); copies of one pair would propose the same boxes for ever.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..groups import QueryGroups
+from ..layers.per_group import GroupLayerNorm, GroupLinear, GroupMLP
+from ..layers.position_encoding import at_least_float32, sine_embedding
+from ..structures import Memory, Proposals, Queries
+from .box_predictor import PRIOR_PROBABILITY
+from .queries import QueryBank
+from .reference_points import cell_centers
+
+ANCHOR_SIZE = (
+    0.05  # of the finest level's anchors, relative to the image; doubles from level to level
+)
+BORDER = 0.01  # anchors closer to 0 or 1 than this are left out
+CHUNK = 2**25  # numbers held at a time while all positions are scored
+
+
+class ProposalHeads(nn.Module):
+    """K projections of the memory, and K pairs of heads."""
+
+    def __init__(self, groups: QueryGroups, d_model: int, num_classes: int):
+        super().__init__()
+        self.projection = GroupLinear(groups, d_model, d_model)
+        self.norm = GroupLayerNorm(groups, d_model)
+        self.class_head = GroupLinear(groups, d_model, num_classes)
+        self.box_head = GroupMLP(groups, d_model, d_model, 4, 3)
+        for weight in self.projection.weight:
+            nn.init.xavier_uniform_(weight)
+        nn.init.constant_(self.class_head.bias, -math.log(1 / PRIOR_PROBABILITY - 1))
+        nn.init.zeros_(self.box_head.layers[-1].weight)
+        nn.init.zeros_(self.box_head.layers[-1].bias)
+
+    def features(self, tokens: Tensor, groups: QueryGroups) -> Tensor:
+        """(K, M, C), or (1, M, C) for all groups alike -> (K, M, C)."""
+        return self.norm(self.projection(tokens, groups), groups)
+
+    @torch.no_grad()
+    def scores(self, tokens: Tensor, groups: QueryGroups, class_agnostic: bool) -> Tensor:
+        """(1, M, C) -> (K, M): class 0's logit, or the best class's; part by part."""
+        size = max(1, CHUNK // (groups.num_groups * tokens.shape[-1]))
+        parts = []
+        for part in tokens.split(size, dim=1):
+            logits = self.class_head(self.features(part, groups), groups)
+            parts.append(logits[..., 0] if class_agnostic else logits.amax(-1))
+        return torch.cat(parts, 1)
+
+
+class TwoStageQueries(nn.Module):
+    """The best N positions of the memory as queries, for each group by its own heads.
+
+    If there are fewer than N positions, some are taken more than once.
+
+    Args:
+        content: what the queries start from besides their boxes: one of the classes below.
+        class_agnostic: whether class 0 stands for any object and the loss is over all positions
+            (Deformable DETR); else classes are real and the loss is over those that are taken.
+    """
+
+    def __init__(self, heads: ProposalHeads, content: nn.Module, *, class_agnostic: bool = False):
+        super().__init__()
+        self.heads, self.content, self.class_agnostic = heads, content, class_agnostic
+
+    def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
+        """Queries of (B, K*N)."""
+        anchors, valid = make_anchors(memory)  # (B, S, 4), (B, S)
+        tokens = memory.features.masked_fill(~valid[..., None], 0)  # (B, S, C)
+        scores = self.heads.scores(tokens.flatten(0, 1)[None], groups, self.class_agnostic)
+        best = self.select(scores.unflatten(1, valid.shape).transpose(0, 1), groups)  # (B, K*N)
+        if self.class_agnostic:
+            every = torch.arange(valid.shape[1], device=best.device)
+            shape = (len(valid), groups.num_groups, -1)
+            features, proposals = self._propose(tokens, anchors, every.expand(shape), groups)
+            first = torch.arange(groups.num_groups, device=best.device) * valid.shape[1]
+            best = (best.unflatten(1, shape[1:]) + first[:, None]).flatten(1)  # of all groups'
+        else:
+            index = groups.per_group(best, 1)  # (B, K, N)
+            features, proposals = self._propose(tokens, anchors, index, groups)
+            best = torch.arange(best.shape[1], device=best.device).expand(best.shape)
+        boxes = gather(proposals.boxes[0], best).detach()  # (B, K*N, 4)
+        content, pos = self.content(gather(features, best), boxes, memory, groups)
+        return Queries(content=content, reference=boxes, pos=pos, proposals=proposals)
+
+    @staticmethod
+    def select(scores: Tensor, groups: QueryGroups) -> Tensor:
+        """(B, K, S) -> the indices of the best N, (B, K*N), best first."""
+        best = scores.topk(min(groups.num_queries, scores.shape[-1]), dim=-1).indices
+        again = -(-groups.num_queries // best.shape[-1])
+        return best.repeat(1, 1, again)[..., : groups.num_queries].flatten(1)
+
+    def _propose(
+        self, tokens: Tensor, anchors: Tensor, index: Tensor, groups: QueryGroups
+    ) -> tuple[Tensor, Proposals]:
+        """Features (B, K*M, C) and predictions at the positions `index`, (B, K, M)."""
+        batch, _, number = index.shape
+
+        def by_group(x: Tensor) -> Tensor:  # (B, S, .) -> (K, B*M, .)
+            return (
+                gather(x, index.flatten(1)).unflatten(1, (-1, number)).transpose(0, 1).flatten(1, 2)
+            )
+
+        def by_image(x: Tensor) -> Tensor:  # (K, B*M, .) -> (B, K*M, .)
+            return x.unflatten(1, (batch, number)).transpose(0, 1).flatten(1, 2)
+
+        features = self.heads.features(by_group(tokens), groups)
+        logits = by_image(at_least_float32(self.heads.class_head(features, groups)))
+        offsets = at_least_float32(self.heads.box_head(features, groups))
+        boxes = by_image((offsets + by_group(anchors)).sigmoid())
+        sizes = QueryGroups(number, groups.num_groups)
+        proposals = Proposals(logits[None], boxes[None], sizes, self.class_agnostic)
+        return by_image(features), proposals
+
+
+def gather(x: Tensor, index: Tensor) -> Tensor:
+    """(B, S, C) at (B, M) -> (B, M, C)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def make_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
+    """A box at every position, as logits (B, S, 4), and which positions count, (B, S).
+
+    Padded positions and boxes at the image's border do not; their logits are infinite.
+    """
+    centers = cell_centers(memory)  # (B, S, 2)
+    sizes = [
+        centers.new_full((height * width,), ANCHOR_SIZE * 2**level)
+        for level, (height, width) in enumerate(memory.spatial_shapes)
+    ]
+    sizes = torch.cat(sizes)[None, :, None].expand_as(centers)
+    boxes = torch.cat([centers, sizes], -1)
+    valid = ((boxes > BORDER) & (boxes < 1 - BORDER)).all(-1)  # (B, S)
+    if memory.padding_mask is not None:
+        valid = valid & ~memory.padding_mask
+    return torch.logit(boxes).masked_fill(~valid[..., None], torch.inf), valid
+
+
+class SelectedContent(nn.Module):
+    """The projected memory at the query's position, without gradient (DAB-Deformable-DETR)."""
+
+    def forward(
+        self, features: Tensor, boxes: Tensor, memory: Memory, groups: QueryGroups
+    ) -> tuple[Tensor, None]:
+        """Content (B, K*N, C); no learned position."""
+        return features.detach(), None
+
+
+class LearnedContent(nn.Module):
+    """Learned rows, whatever was selected: DINO's mixed query selection."""
+
+    def __init__(self, groups: QueryGroups, d_model: int):
+        super().__init__()
+        self.bank = QueryBank(groups, d_model)
+        bound = math.sqrt(6 / (groups.num_queries + d_model))  # Xavier's, of one group's rows
+        nn.init.uniform_(self.bank.weight, -bound, bound)
+
+    def forward(
+        self, features: Tensor, boxes: Tensor, memory: Memory, groups: QueryGroups
+    ) -> tuple[Tensor, None]:
+        """Content (B, K*N, C); no learned position."""
+        return self.bank(memory, groups), None
+
+
+class BoxContent(nn.Module):
+    """Content and position computed from the box (Deformable DETR)."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.projection = nn.Linear(2 * d_model, 2 * d_model)
+        self.norm = nn.LayerNorm(2 * d_model)
+        nn.init.xavier_uniform_(self.projection.weight)
+
+    def forward(
+        self, features: Tensor, boxes: Tensor, memory: Memory, groups: QueryGroups
+    ) -> tuple[Tensor, Tensor]:
+        """Content and position, (B, K*N, C) each."""
+        y, x, w, h = sine_embedding(boxes, features.shape[-1] // 2).chunk(4, -1)
+        sine = torch.cat([x, y, w, h], -1)  # in this order here alone
+        pos, content = self.norm(self.projection(sine)).chunk(2, -1)
+        return content, pos
