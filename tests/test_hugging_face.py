@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from groupdetr_d2.checkpoint import hugging_face
+from groupdetr_d2.checkpoint import hugging_face, hugging_face_deformable
 from groupdetr_d2.engine.setup import build_config
 
 from .conftest import ROOT, make_batch
@@ -16,15 +16,19 @@ CASES = {
     "ConditionalDetr": "ConditionalDETR/conditional_detr_R_50_50ep.yaml",
     "DabDetr": "DAB-DETR/dab_detr_R_50_50ep.yaml",
 }
+DEFORMABLE = {
+    "one-stage": "Deformable-DETR/deformable_detr_R_50_50ep.yaml",
+    "two-stage": "Deformable-DETR/deformable_detr_two_stage_R_50_50ep.yaml",
+}
 
 
-def build_theirs(name):
+def build_theirs(name, stages=("stage4",), **options):
     backbone = transformers.ResNetConfig(
         embedding_size=64,
         hidden_sizes=[256, 512, 1024, 2048],
         depths=[3, 4, 6, 3],
         layer_type="bottleneck",
-        out_features=["stage4"],
+        out_features=list(stages),
     )
     config = getattr(transformers, f"{name}Config")(
         use_timm_backbone=False,
@@ -34,6 +38,7 @@ def build_theirs(name):
         encoder_ffn_dim=64,
         decoder_ffn_dim=64,
         **SIZES,
+        **options,
     )
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForObjectDetection")(config).eval()
@@ -48,14 +53,14 @@ def build_theirs(name):
     return model
 
 
-def build_ours(config, state):
+def build_ours(config, state, converter=hugging_face):
     opts = [
         *("MODEL.DEVICE", "cpu", "MODEL.DETR.NUM_CLASSES", 91, "MODEL.DETR.DROPOUT", 0.0),
         *("MODEL.DETR.NUM_OBJECT_QUERIES", 20, "MODEL.DETR.ENC_LAYERS", 2),
         *("MODEL.DETR.DEC_LAYERS", 3, "MODEL.DETR.DIM_FEEDFORWARD", 64),
     ]
     model = build_model(build_config(str(ROOT / "configs" / config), opts)).eval()
-    converted, homeless = hugging_face.convert_state_dict(state, num_queries=20, num_classes=91)
+    converted, homeless = converter.convert_state_dict(state, num_queries=20, num_classes=91)
     assert all("num_batches_tracked" in key for key in homeless), homeless
     model.load_state_dict(converted)
     return model
@@ -63,9 +68,21 @@ def build_ours(config, state):
 
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_are_equal(name):
-    """On a padded batch, with their mask."""
     theirs = build_theirs(name)
-    ours = build_ours(CASES[name], theirs.state_dict())
+    assert_outputs_are_equal(build_ours(CASES[name], theirs.state_dict()), theirs)
+
+
+@pytest.mark.parametrize("kind", DEFORMABLE)
+def test_outputs_of_deformable_detr_are_equal(kind):
+    options = {"with_box_refine": True, "two_stage": kind == "two-stage"}
+    options["two_stage_num_proposals"] = 20
+    theirs = build_theirs("DeformableDetr", ("stage2", "stage3", "stage4"), **options)
+    ours = build_ours(DEFORMABLE[kind], theirs.state_dict(), hugging_face_deformable)
+    assert_outputs_are_equal(ours, theirs)
+
+
+def assert_outputs_are_equal(ours, theirs):
+    """On a padded batch, with their mask."""
     batch = make_batch(sizes=((96, 128), (128, 96)))
     images = ours.preprocess_image(batch)
     mask = torch.zeros(len(batch), *images.tensor.shape[-2:], dtype=torch.long)
@@ -105,3 +122,17 @@ def test_outputs_are_equal(name):
 )
 def test_names_of_files_on_the_hub(theirs, ours):
     assert hugging_face.convert_key(theirs) == ours
+
+
+def test_names_of_deformable_files_on_the_hub():
+    layer = "model.decoder.layers.0."
+    names = {
+        f"{layer}fc1.weight": "transformer.decoder.layers.0.linear1.weight",
+        f"{layer}self_attn.out_proj.bias": "transformer.decoder.layers.0.self_attn.out_proj.bias",
+        f"{layer}encoder_attn_layer_norm.weight": "transformer.decoder.layers.0.norm1.weight",
+        "model.query_position_embeddings.weight": "query_embed.weight",
+        "model.reference_points.weight": "transformer.reference_points.weight",
+        "class_embed.0.weight": "class_embed.0.weight",
+    }
+    found = hugging_face_deformable.official_state_dict(dict.fromkeys(names, torch.zeros(1)))
+    assert list(found) == list(names.values())

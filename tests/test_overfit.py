@@ -19,13 +19,30 @@ CONFIG = "configs/quick_start/conditional_detr_shapes.yaml"
 DAB = ["MODEL.DETR.VARIANT", "dab_detr", "MODEL.DETR.POSITION_TEMPERATURE", 20]
 SAM = ["MODEL.DETR.VARIANT", "sam_detr", "MODEL.DETR.PROJECTION_NORM", "GN"]
 LEVELS = ["res3", "res4"]
+PYRAMID = ["MODEL.DETR.IN_FEATURES", LEVELS, "MODEL.RESNETS.OUT_FEATURES", LEVELS]
+DEFORMABLE = [
+    *PYRAMID,
+    *("MODEL.DETR.VARIANT", "deformable_detr", "MODEL.DETR.PROJECTION_NORM", "GN"),
+    *("MODEL.DETR.EXTRA_LEVELS", 1, "MODEL.DETR.POSITION_OFFSET", 0.5),
+]
+DAB_DEFORMABLE = [*DEFORMABLE, "MODEL.DETR.VARIANT", "dab_deformable_detr"]
+DINO = [
+    *("MODEL.DETR.TWO_STAGE", "mixed", "MODEL.DETR.QUERY_SCALE", False),
+    *("MODEL.DETR.DECODER_NORM", True, "MODEL.DETR.SHARED_HEADS", True),
+    *("MODEL.DETR.LOOK_FORWARD_TWICE", True, "MODEL.DETR.DENOISING.CONTRASTIVE", True),
+    *("MODEL.DETR.DENOISING.NUM_QUERIES", 10, "MODEL.DETR.DENOISING.BOX_NOISE", 1.0),
+]
 # per model family, what differs from the small Conditional DETR
 FAMILIES = {
     "conditional_detr": [],
     "dab_detr": DAB,
     "dn_detr": [*DAB, "MODEL.DETR.DENOISING.NUM_QUERIES", 10],
     "sam_detr": SAM,
-    "sam_detr_pp": [*SAM, "MODEL.DETR.IN_FEATURES", LEVELS, "MODEL.RESNETS.OUT_FEATURES", LEVELS],
+    "sam_detr_pp": [*SAM, *PYRAMID],
+    "deformable_detr": DEFORMABLE,
+    "deformable_detr_two_stage": [*DEFORMABLE, "MODEL.DETR.TWO_STAGE", "objectness"],
+    "dab_deformable_detr": DAB_DEFORMABLE,
+    "dino": [*DAB_DEFORMABLE, *DINO],
 }
 STEPS = 300
 

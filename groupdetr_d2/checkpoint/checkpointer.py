@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..groups import QueryGroups, resize_query_bank
+from ..layers.per_group import PerGroup
 from ..modeling.queries import QueryBank
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class GroupCheckpointer(DetectionCheckpointer):
             for name, module in self.model.named_modules():
                 if isinstance(module, QueryBank):
                     _fit_bank(checkpoint["model"], name, module)
+                elif isinstance(module, PerGroup):
+                    _fit_parts(checkpoint["model"], name, module)
         incompatible = super()._load_model(checkpoint)
         _warn_if_nothing_loaded(self.model, incompatible)
         return incompatible
@@ -89,14 +92,29 @@ def _fit_bank(state_dict: dict[str, Tensor], name: str, bank: QueryBank) -> None
         new.num_groups,
         new.num_queries,
     )
-    weight = torch.as_tensor(weight)
+    state_dict[f"{name}.weight"] = _resize(torch.as_tensor(weight), old, new)
+    state_dict[f"{name}.shape"] = bank.shape.cpu().clone()
+
+
+def _fit_parts(state_dict: dict[str, Tensor], name: str, module: PerGroup) -> None:
+    """The same for what is stacked by group: a part is a bank of one row a group."""
+    for own, parameter in module.named_parameters(f"{name}", recurse=False):
+        found = state_dict.get(own)
+        if found is None or len(found) == len(parameter):
+            continue
+        old, new = QueryGroups(1, len(found)), QueryGroups(1, len(parameter))
+        logger.warning("%s: resized from K = %d to K = %d groups", own, len(found), len(parameter))
+        state_dict[own] = _resize(torch.as_tensor(found), old, new)
+
+
+def _resize(weight: Tensor, old: QueryGroups, new: QueryGroups) -> Tensor:
+    """Rows kept, or copied with a little noise."""
     resized = resize_query_bank(weight, old, new)
     kept = resize_query_bank(torch.arange(len(weight)), old, new)  # which old row each one is
     is_copy = ~_first_occurrences(kept)
     noise = torch.randn(resized.shape, generator=torch.Generator().manual_seed(0))
     resized[is_copy] += NOISE * weight.std() * noise[is_copy].to(resized.dtype)
-    state_dict[f"{name}.weight"] = resized
-    state_dict[f"{name}.shape"] = bank.shape.cpu().clone()
+    return resized
 
 
 def _first_occurrences(values: Tensor) -> Tensor:

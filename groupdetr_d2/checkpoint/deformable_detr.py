@@ -48,11 +48,12 @@ def untie(official: StateDict) -> StateDict:
 
 
 def _repeats(key: str, value: torch.Tensor, tensors: StateDict) -> bool:
-    """Whether a layer's class head is that of the first layer, as in models that share heads."""
+    """Whether a layer's pair of heads is that of the first layer, as in models that share heads."""
     part = re.match(r"^(class|bbox)_embed\.(\d+)\.", key)
     if not part or part[2] == "0":
         return False
-    return torch.equal(tensors[f"class_embed.{part[2]}.weight"], tensors["class_embed.0.weight"])
+    pair = ("class_embed.{}.weight", "bbox_embed.{}.layers.0.weight")
+    return all(torch.equal(tensors[x.format(part[2])], tensors[x.format(0)]) for x in pair)
 
 
 class DeformableConverter(Converter):

@@ -17,6 +17,7 @@ from ..checkpoint import (
     dino,
     dn_detr,
     hugging_face,
+    hugging_face_deformable,
     sam_detr,
 )
 from ..engine.launch import report_errors
@@ -49,6 +50,10 @@ SOURCES = {
     "dino": (dino.CONVERTER, "DINO/dino_4scale_R_50_12ep.yaml"),
     "hf-conditional-detr": (hugging_face, CONDITIONAL_DETR),
     "hf-dab-detr": (hugging_face, "DAB-DETR/dab_detr_R_50_50ep.yaml"),
+    "hf-deformable-detr": (
+        hugging_face_deformable,
+        "Deformable-DETR/deformable_detr_R_50_50ep.yaml",
+    ),
     "sam-detr": (sam_detr.CONVERTER, "SAM-DETR/sam_detr_R_50_12ep.yaml"),
 }
 

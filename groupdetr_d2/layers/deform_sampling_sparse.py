@@ -48,8 +48,8 @@ class _SparseSampling(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        value, locations, weights = ctx.saved_tensors
-        d_value, d_locations, d_weights = (torch.empty_like(x) for x in ctx.saved_tensors)
+        value, locations, weights = saved = ctx.saved_tensors
+        d_value, d_locations, d_weights = (torch.empty_like(x) for x in saved)
         for b in range(len(value)):
             rows = _Rows(locations[b], weights[b], ctx.shapes)
             table = _pad(value[b], ctx.shapes)
