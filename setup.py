@@ -4,6 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.50", *EXPORT]
+
 setup(
     name="groupdetr_d2",
     version="0.1.0",
@@ -40,7 +43,8 @@ setup(
             "pillow",
             "tqdm",
         ],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.50"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.50", "ruff>=0.5"],
+        "export": EXPORT,
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.5"],
     },
 )

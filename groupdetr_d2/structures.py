@@ -15,6 +15,16 @@ from torch import Tensor
 from .groups import QueryGroups
 
 
+def sizes_of(shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
+    """(levels, 2): the width and height of each level, of the type and device of `like`.
+
+    In an export they stay functions of the image's size.
+    """
+    if torch.compiler.is_compiling():
+        return torch.stack([like.new_full((), n) for h, w in shapes for n in (w, h)]).view(-1, 2)
+    return like.new_tensor([(w, h) for h, w in shapes])
+
+
 @dataclass
 class Memory:
     """What decoders attend to: the encoder's output, all feature levels flattened into S."""
@@ -37,21 +47,19 @@ class Memory:
 
     def valid_extents(self) -> Tensor:
         """(B, levels, 2): width and height of each level's unpadded part, in cells."""
+        if self.padding_mask is None:
+            return sizes_of(self.spatial_shapes, self.pos).expand(self.pos.shape[0], -1, -1)
         extents = []
-        for i, (height, width) in enumerate(self.spatial_shapes):
-            if self.padding_mask is None:
-                size = self.pos.new_tensor([width, height]).expand(len(self.pos), 2)
-            else:
-                valid = ~self.level(i).padding_mask.unflatten(1, (height, width))  # (B, H, W)
-                size = torch.stack([valid[:, 0].sum(1), valid[:, :, 0].sum(1)], -1)
+        for i, shape in enumerate(self.spatial_shapes):
+            valid = ~self.level(i).padding_mask.unflatten(1, shape)  # (B, H, W)
+            size = torch.stack([valid[:, 0].sum(1), valid[:, :, 0].sum(1)], -1)
             extents.append(size.to(self.pos.dtype))
         return torch.stack(extents, 1)
 
     @cached_property
     def valid_ratios(self) -> Tensor:
         """(B, levels, 2): width and height of the unpadded part of each level, relative to all."""
-        padded = self.pos.new_tensor([(w, h) for h, w in self.spatial_shapes])
-        return self.valid_extents() / padded
+        return self.valid_extents() / sizes_of(self.spatial_shapes, self.pos)
 
 
 @dataclass

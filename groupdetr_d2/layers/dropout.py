@@ -79,7 +79,8 @@ class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         (result,) = ctx.saved_tensors
-        return (grad * (result > 0)).mul_(ctx.scale), None
+        grad = torch.ops.aten.threshold_backward(grad, result, 0)  # ReLU's
+        return grad if ctx.scale == 1 else grad.mul_(ctx.scale), None
 
 
 class Dropout(nn.Module):
@@ -107,4 +108,6 @@ class ReluDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, kept; `x` itself is overwritten."""
+        if not torch.is_grad_enabled() and not self.training:
+            return x.relu_()
         return _ReluDropout.apply(x, self.p if self.training else 0.0)

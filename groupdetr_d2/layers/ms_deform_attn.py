@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..structures import sizes_of
 from .deform_sampling import sample_levels
 from .position_encoding import at_least_float32
 
@@ -68,7 +69,7 @@ class MSDeformAttn(nn.Module):
         weights = weights.softmax(-1).unflatten(-1, (levels, points))
         reference = at_least_float32(reference)[:, :, None, :, None]  # (B, Q, 1, levels, 1, .)
         if reference.shape[-1] == 2:
-            unit = 1 / reference.new_tensor([(w, h) for h, w in shapes])[:, None]  # (levels, 1, 2)
+            unit = 1 / sizes_of(shapes, reference)[:, None]  # (levels, 1, 2)
         else:
             unit = reference[..., 2:] * (0.5 / points)
         locations = reference[..., :2] + offsets * unit

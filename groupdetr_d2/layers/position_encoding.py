@@ -65,5 +65,5 @@ def image_position_embedding(
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """The logit of `x`, bounded: `eps` must be the one a checkpoint was trained with."""
-    x = at_least_float32(x).clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    x = at_least_float32(x)
+    return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))

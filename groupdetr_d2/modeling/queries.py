@@ -1,6 +1,7 @@
 """Where the decoder's queries come from: a bank of K*N learned rows, or parts computed from it."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..groups import QueryGroups
@@ -22,9 +23,14 @@ class QueryBank(nn.Module):
         self.weight = nn.Parameter(torch.randn(groups.bank_size, dim))
         self.register_buffer("shape", torch.tensor([groups.num_groups, groups.num_queries]))
 
-    def forward(self, memory: Memory, groups: QueryGroups) -> Tensor:
-        """The rows of `groups` for each image, (B, K*N, C)."""
-        return groups.rows_of(self.weight).expand(len(memory.features), -1, -1)
+    def forward(self, groups: QueryGroups) -> Tensor:
+        """The rows of `groups`, (K*N, C)."""
+        return groups.rows_of(self.weight)
+
+
+def for_each_image(rows: Tensor, memory: Memory) -> Tensor:
+    """(K*N, C) -> (B, K*N, C), a view."""
+    return rows.expand(memory.features.shape[0], -1, -1)
 
 
 class PositionQueries(nn.Module):
@@ -37,9 +43,9 @@ class PositionQueries(nn.Module):
 
     def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
         """Queries of (B, K*N)."""
-        pos = self.bank(memory, groups)  # (B, K*N, C)
-        reference = at_least_float32(self.ref_point_head(pos[:1])).sigmoid()  # (1, K*N, 2)
-        reference = reference.expand(len(pos), -1, -1)
+        pos = self.bank(groups)  # (K*N, C)
+        reference = at_least_float32(self.ref_point_head(pos)).sigmoid()  # (K*N, 2)
+        pos, reference = (for_each_image(x, memory) for x in (pos, reference))
         return Queries(content=torch.zeros_like(pos), reference=reference, pos=pos)
 
 
@@ -53,7 +59,7 @@ class AnchorQueries(nn.Module):
 
     def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
         """Queries of (B, K*N)."""
-        reference = at_least_float32(self.bank(memory, groups)).sigmoid()  # (B, K*N, 4)
+        reference = for_each_image(at_least_float32(self.bank(groups)).sigmoid(), memory)
         content = reference.new_zeros(*reference.shape[:2], self.d_model)
         return Queries(content=content, reference=reference)
 
@@ -70,9 +76,9 @@ class LearnedQueries(nn.Module):
 
     def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
         """Queries of (B, K*N)."""
-        pos, content = self.bank(memory, groups).chunk(2, dim=-1)  # (B, K*N, C) each
-        reference = at_least_float32(self.reference_head(pos)).sigmoid()  # (B, K*N, 2)
-        return Queries(content=content, reference=reference, pos=pos)
+        pos, content = self.bank(groups).chunk(2, dim=-1)  # (K*N, C) each
+        reference = at_least_float32(self.reference_head(pos)).sigmoid()  # (K*N, 2)
+        return Queries(*(for_each_image(x, memory) for x in (content, reference, pos)))
 
 
 class LearnedAnchorQueries(nn.Module):
@@ -90,7 +96,6 @@ class LearnedAnchorQueries(nn.Module):
 
     def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
         """Queries of (B, K*N)."""
-        reference = at_least_float32(self.bank(memory, groups)).sigmoid()  # (B, K*N, 4)
-        content = self.content_bank(memory, groups)  # (B, K*N, C)
-        channels = content.new_zeros(*content.shape[:2], self.indicator)
-        return Queries(content=torch.cat([content, channels], -1), reference=reference)
+        reference = at_least_float32(self.bank(groups)).sigmoid()  # (K*N, 4)
+        content = F.pad(self.content_bank(groups), (0, self.indicator))  # (K*N, C)
+        return Queries(*(for_each_image(x, memory) for x in (content, reference)))

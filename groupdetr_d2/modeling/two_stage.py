@@ -15,7 +15,7 @@ from ..layers.per_group import GroupLayerNorm, GroupLinear, GroupMLP
 from ..layers.position_encoding import at_least_float32, sine_embedding
 from ..structures import Memory, Proposals, Queries
 from .box_predictor import PRIOR_PROBABILITY
-from .queries import QueryBank
+from .queries import QueryBank, for_each_image
 from .reference_points import cell_centers
 
 ANCHOR_SIZE = (
@@ -47,12 +47,15 @@ class ProposalHeads(nn.Module):
     @torch.no_grad()
     def scores(self, tokens: Tensor, groups: QueryGroups, class_agnostic: bool) -> Tensor:
         """(1, M, C) -> (K, M): class 0's logit, or the best class's; part by part."""
-        size = max(1, CHUNK // (groups.num_groups * tokens.shape[-1]))
-        parts = []
-        for part in tokens.split(size, dim=1):
+        if torch.compiler.is_compiling():  # an export has one part, whatever the image's size
+            parts = [tokens]
+        else:
+            parts = tokens.split(max(1, CHUNK // (groups.num_groups * tokens.shape[-1])), dim=1)
+        scores = []
+        for part in parts:
             logits = self.class_head(self.features(part, groups), groups)
-            parts.append(logits[..., 0] if class_agnostic else logits.amax(-1))
-        return torch.cat(parts, 1)
+            scores.append(logits[..., 0] if class_agnostic else logits.amax(-1))
+        return torch.cat(scores, 1)
 
 
 class TwoStageQueries(nn.Module):
@@ -74,11 +77,12 @@ class TwoStageQueries(nn.Module):
         """Queries of (B, K*N)."""
         anchors, valid = make_anchors(memory)  # (B, S, 4), (B, S)
         tokens = memory.features.masked_fill(~valid[..., None], 0)  # (B, S, C)
-        scores = self.heads.scores(tokens.flatten(0, 1)[None], groups, self.class_agnostic)
+        flat = tokens.detach().flatten(0, 1)[None]
+        scores = self.heads.scores(flat, groups, self.class_agnostic)
         best = self.select(scores.unflatten(1, valid.shape).transpose(0, 1), groups)  # (B, K*N)
         if self.class_agnostic:
             every = torch.arange(valid.shape[1], device=best.device)
-            shape = (len(valid), groups.num_groups, -1)
+            shape = (valid.shape[0], groups.num_groups, -1)
             features, proposals = self._propose(tokens, anchors, every.expand(shape), groups)
             first = torch.arange(groups.num_groups, device=best.device) * valid.shape[1]
             best = (best.unflatten(1, shape[1:]) + first[:, None]).flatten(1)  # of all groups'
@@ -166,7 +170,7 @@ class LearnedContent(nn.Module):
         self, features: Tensor, boxes: Tensor, memory: Memory, groups: QueryGroups
     ) -> tuple[Tensor, None]:
         """Content (B, K*N, C); no learned position."""
-        return self.bank(memory, groups), None
+        return for_each_image(self.bank(groups), memory), None
 
 
 class BoxContent(nn.Module):

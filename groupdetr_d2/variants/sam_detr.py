@@ -9,8 +9,8 @@ adds to the attention logits (Gao et al., ICCV 2021).
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from ..layers import recompute
 from ..layers.attention import attend
 from ..layers.box_ops import box_cxcywh_to_xyxy
 from ..layers.mlp import MLP
@@ -23,7 +23,7 @@ from ..modeling.encoder import TransformerEncoder, build_ffn
 from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
 from ..modeling.neck import build_neck
 from ..modeling.queries import AnchorQueries
-from ..structures import Memory, Queries, QueryPosition
+from ..structures import Memory, Queries, QueryPosition, sizes_of
 from .conditional_detr import ConditionalSelfAttention
 
 ROI_SIZE = 7
@@ -61,11 +61,13 @@ class SemanticAligner(nn.Module):
         feature_map = memory.features.unflatten(1, memory.spatial_shapes[0])  # (B, H, W, C)
         extent = memory.valid_extents().repeat(1, 1, 2)  # (B, 1, 4)
         rois = (box_cxcywh_to_xyxy(reference) * extent).detach()
+        if torch.compiler.is_compiling():  # an export has one part, whatever the image's size
+            return self._sample(feature_map, rois)
         columns = len(rois) * ROI_SIZE * feature_map[0, :, 0].numel()  # numbers of a region
         # features of all regions would be the largest tensor of the model: a part at a time, and
         # backward makes them anew
         parts = [
-            checkpoint(self._sample, feature_map, part, use_reentrant=False)
+            recompute.run(self._sample, feature_map, part, recompute=True)
             for part in rois.split(max(1, CHUNK // columns), dim=1)
         ]
         contents, points = zip(*parts, strict=True)
@@ -153,7 +155,7 @@ def append_gaussian(
         indexing="ij",
     )
     cells = torch.stack([x, y], -1).flatten(0, 1).to(centers.dtype)  # (S, 2)
-    middle = cells.new_tensor([width, height]) / 2  # small numbers keep the digits
+    middle = sizes_of(memory.spatial_shapes, cells) / 2  # small numbers keep the digits
     cells, centers = cells - middle, centers - middle
     weight = spread.to(centers.dtype) ** 2 / 8
     parts = [-(centers**2 * weight).sum(-1, keepdim=True), 2 * centers * weight, -weight]

@@ -1,0 +1,122 @@
+"""ONNX export of a 2D model: images in, detections of the primary group out."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..modeling.meta_arch import SetPredictor
+from ..modeling.postprocessing import top_k
+from ..structures import sizes_of
+
+OPSET = 20
+OUTPUTS = ("boxes", "scores", "labels")
+TOLERANCE = 1e-3  # of scores, between PyTorch and onnxruntime
+
+
+class ExportError(UserError):
+    """A model cannot be exported, or gives other results afterwards."""
+
+
+class Detector(nn.Module):
+    """What goes into the file: normalisation, the model, and the best (query, class) pairs."""
+
+    def __init__(self, model: SetPredictor):
+        super().__init__()
+        self.model = model
+        self.groups = model.groups.primary()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            images: (B, 3, H, W) float32 in 0 .. 255, channels as in INPUT.FORMAT, all of one size
+                and without padding.
+
+        Returns:
+            boxes (B, k, 4) xyxy in pixels of the input, scores (B, k), labels (B, k); best first.
+        """
+        model, (height, width) = self.model, images.shape[-2:]
+        features = model.backbone((images - model.pixel_mean) / model.pixel_std)
+        predictions = model.head(features, None, self.groups)
+        logits, boxes = predictions.logits[-1], predictions.boxes[-1]
+        boxes, scores, labels = top_k(logits, boxes, model.detections_per_image)
+        size = sizes_of(((height, width),), boxes).repeat(1, 2)  # (1, 4)
+        return boxes * size, scores, labels
+
+
+def export_onnx(
+    model: SetPredictor, path: str | Path, size: tuple[int, int], *, dynamic: bool, opset: int
+) -> None:
+    """Writes the file.
+
+    Args:
+        size: (height, width) of the images that the model is traced with, and if not `dynamic` the
+            only one that the file takes.
+        dynamic: whether the file takes batches of any number and, where the backbone allows it,
+            images of any size.
+
+    Raises:
+        ExportError: the exporter's packages are missing, or it gave up.
+    """
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(
+            f"{error.name} is missing: pip install 'groupdetr_d2[export]', or onnx, onnxscript and "
+            "onnxruntime"
+        ) from error
+    detector = Detector(model.eval()).cpu()
+    images = torch.randint(256, (2 if dynamic else 1, 3, *size)).float()
+    shapes = {0: "batch", 2: "height", 3: "width"} if dynamic else None
+    try:
+        with torch.no_grad():
+            torch.onnx.export(
+                detector,
+                (images,),
+                str(path),
+                input_names=["images"],
+                output_names=list(OUTPUTS),
+                dynamic_shapes=(shapes,),
+                opset_version=opset,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises many kinds
+        hint = "; --static fixes batch and image size" if dynamic else ""
+        raise ExportError(
+            f"the model cannot be exported{hint}. The exporter says: {str(error)[:2000]}"
+        ) from error
+
+
+def compare_with_onnx(model: SetPredictor, path: str | Path, images: np.ndarray) -> dict:
+    """Runs images (B, 3, H, W) through PyTorch and onnxruntime on the CPU.
+
+    Returns:
+        largest difference of scores, and the share of detections whose label is the same and whose
+        box is within a pixel.
+
+    Raises:
+        ExportError: scores differ by more than TOLERANCE, or the number of detections does.
+    """
+    import onnxruntime
+
+    with torch.no_grad():
+        expected = [x.numpy() for x in Detector(model.eval())(torch.from_numpy(images))]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = session.run(list(OUTPUTS), {"images": images})
+    if found[1].shape != expected[1].shape:
+        numbers = found[1].shape[1], expected[1].shape[1]
+        raise ExportError(f"{path} gives {numbers[0]} detections, the model {numbers[1]}")
+    difference = float(np.abs(found[1] - expected[1]).max())
+    near = np.abs(found[0] - expected[0]).max(-1) < 1
+    same = float((near & (found[2] == expected[2])).mean())
+    if not difference <= TOLERANCE:
+        raise ExportError(
+            f"{path} gives other scores than PyTorch on images of {images.shape}: they differ by "
+            f"{difference:.3g}"
+        )
+    return {"scores": difference, "same": same}
