@@ -2,10 +2,12 @@ import logging
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from groupdetr_d2.checkpoint import CheckpointError, GroupCheckpointer
+from groupdetr_d2.engine.setup import build_config
 
-from .conftest import make_batch, small_model
+from .conftest import ROOT, SHRINK, make_batch, small_model
 
 
 def save(model, folder, name="model"):
@@ -53,6 +55,28 @@ def test_unreadable_checkpoints_are_named_with_a_remedy(tmp_path, content):
         torch.save({"model": {}, "object": CheckpointError("any class")}, path)
     with pytest.raises(CheckpointError, match="model.pth cannot be read.*Copy it again"):
         GroupCheckpointer(small_model()).load(path)
+
+
+def test_a_swin_classifier_is_loaded_as_the_backbone(tmp_path):
+    """In Microsoft's names; only the norms of the outputs are new."""
+    swin = [
+        *("MODEL.BACKBONE.NAME", "build_swin_backbone", "MODEL.DETR.IN_FEATURES", ["p1", "p2"]),
+        *("MODEL.SWIN.OUT_FEATURES", ["p1", "p2"]),
+    ]
+    config = "configs/DINO/dino_4scale_Swin_L_12ep.yaml"
+    model = build_model(build_config(str(ROOT / config), [*SHRINK, *swin]))
+    state = {
+        key: torch.randn_like(value) if value.is_floating_point() else value
+        for key, value in model.backbone.state_dict().items()
+        if not key.startswith("norm")
+    }
+    classifier = state | {"norm.weight": torch.zeros(3), "head.weight": torch.zeros(3)}
+    classifier["layers.0.blocks.0.attn_mask"] = torch.zeros(3)
+    torch.save({"model": classifier}, tmp_path / "swin.pth")
+    incompatible = GroupCheckpointer(model).load(str(tmp_path / "swin.pth"))
+    assert incompatible == {}
+    for key, value in state.items():
+        assert torch.equal(model.backbone.state_dict()[key], value), key
 
 
 def test_an_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch):

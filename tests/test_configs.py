@@ -247,6 +247,24 @@ def test_dc5_dilates_as_torchvision_does():
     assert res5[0].shortcut.stride == (1, 1)
 
 
+def test_swin_leaves_out_more_blocks_with_depth():
+    """From none of the first block's to MODEL.SWIN.DROP_PATH_RATE, in training alone."""
+    config = "configs/DINO/dino_4scale_Swin_L_12ep.yaml"
+    opts = ["MODEL.SWIN.EMBED_DIM", 48, "MODEL.SWIN.WINDOW_SIZE", 7, "MODEL.DEVICE", "cpu"]
+    backbone = build_model(build_config(str(ROOT / config), opts)).backbone
+    rates = [block.drop_path.p for layer in backbone.layers for block in layer.blocks]
+    assert len(rates) == 24 and rates[0] == 0 and rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.2)
+    shapes = backbone.output_shape()
+    assert [shapes[f"p{i}"].stride for i in (1, 2, 3)] == [8, 16, 32]
+    images = torch.randn(2, 3, 64, 64)
+    torch.manual_seed(0)
+    for training in (True, False):
+        backbone.train(training)
+        once, again = backbone(images)["p3"], backbone(images)["p3"]
+        assert torch.equal(once, again) != training
+
+
 def test_stem_and_res2_are_frozen():
     _, model = build("configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml", 1)
     trained = {

@@ -7,7 +7,7 @@ from groupdetr_d2.layers.position_encoding import inverse_sigmoid
 from groupdetr_d2.modeling import denoising
 from groupdetr_d2.modeling.denoising import (
     ContrastiveDenoising,
-    Denoising,
+    LabelDenoising,
     Noise,
     denoising_mask,
     locate_slots,
@@ -64,7 +64,7 @@ def test_number_of_denoising_queries(counts, wanted, queries):
 
 def test_noise_stays_in_bounds_at_its_rate_and_leaves_the_targets_alone():
     torch.manual_seed(0)
-    part = Denoising(
+    part = LabelDenoising(
         num_classes=10, d_model=32, num_queries=1, label_noise=0.2, box_noise=0.4, eps=1e-3
     )
     targets = some_targets((400, 100), num_classes=10)
@@ -115,7 +115,7 @@ def test_contrastive_slots_by_hand(monkeypatch):
 
 
 def test_boxes_at_the_border_stay_inside_the_bounds_of_the_inverse_sigmoid():
-    part = Denoising(
+    part = LabelDenoising(
         num_classes=2, d_model=8, num_queries=1, label_noise=0, box_noise=1.0, eps=1e-3
     )
     targets = Targets(torch.tensor([0]), torch.tensor([[0.99, 0.01, 0.9, 0.9]]), [1])

@@ -219,6 +219,21 @@ def test_backbone_learns_at_a_tenth_of_the_rate_and_all_is_decayed():
     assert counts == [19_963_489 - 2_827, 23_232_512]
 
 
+def test_named_parameters_learn_slowly_and_unknown_names_are_errors():
+    """Deformable DETR's offsets and reference points."""
+    config = "configs/Deformable-DETR/deformable_detr_R_50_50ep.yaml"
+    model = small_model(config=config)
+    rest, slow = build_optimizer(small_config(config), model).param_groups
+    assert slow["lr"] == pytest.approx(0.1 * rest["lr"])
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)] for p in slow["params"] if not names[id(p)].startswith("backbone.")}
+    offsets = {name for name in names.values() if "sampling_offsets" in name}
+    assert found == offsets | {f"head.queries.reference_head.{x}" for x in ("weight", "bias")}
+    cfg = small_config(config, 1, "SOLVER.SLOW_NAMES", ["sampling_offset", "reference_point"])
+    with pytest.raises(ValueError, match="SLOW_NAMES has 'reference_point'"):
+        build_optimizer(cfg, model)
+
+
 def make_step(model, **changes):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     arguments = {"clip_norm": 0.1, "amp_dtype": None, "seed": 0} | changes

@@ -17,7 +17,7 @@ from groupdetr_d2.checkpoint.dn_detr import CONVERTER as dn_detr
 from groupdetr_d2.checkpoint.sam_detr import CONVERTER as sam_detr
 from groupdetr_d2.engine.setup import build_config
 from groupdetr_d2.layers.position_encoding import inverse_sigmoid
-from groupdetr_d2.modeling.denoising import Denoising
+from groupdetr_d2.modeling.denoising import LabelDenoising
 from groupdetr_d2.structures import Memory
 
 from .conftest import ROOT
@@ -185,7 +185,7 @@ def test_denoising_queries_equal_the_recorded_ones(case, monkeypatch):
         boxes = torch.from_numpy(outputs[f"{prefix}dn_noised_boxes"]).view(1, 3, 8, 4)
         if prefix:
             noised = (labels, inverse_sigmoid(boxes, 1e-3).sigmoid())
-            monkeypatch.setattr(Denoising, "add_noise", lambda *_, noised=noised: noised)
+            monkeypatch.setattr(LabelDenoising, "add_noise", lambda *_, noised=noised: noised)
         memory = Memory(torch.zeros(2, 1, 256), torch.zeros(2, 1, 256))
         queries = model.head.queries(memory, model.groups)
         queries, groups, slots = model.head.denoising(queries, model.groups, targets)

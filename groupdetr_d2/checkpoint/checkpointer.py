@@ -58,7 +58,10 @@ class GroupCheckpointer(DetectionCheckpointer):
                 "earlier one of the same folder, or pass an official file through `python -m "
                 f"groupdetr_d2 convert` first ({type(error).__name__}: {str(error)[:200]})"
             ) from error
-        return loaded if "model" in loaded else {"model": loaded}
+        loaded = loaded if "model" in loaded else {"model": loaded}
+        if "patch_embed.proj.weight" in loaded["model"]:
+            loaded["model"] = _swin_backbone(loaded["model"])
+        return loaded
 
     def _load_model(self, checkpoint: dict):
         if not checkpoint.get("matching_heuristics", False):
@@ -70,6 +73,14 @@ class GroupCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         _warn_if_nothing_loaded(self.model, incompatible)
         return incompatible
+
+
+def _swin_backbone(model: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A classifier in Microsoft's names as a backbone: without its head and its masks."""
+    dropped = ("head.", "norm.")
+    kept = {k: x for k, x in model.items() if not k.startswith(dropped) and "attn_mask" not in k}
+    logger.info("a Swin Transformer's checkpoint: %d tensors for the backbone", len(kept))
+    return {f"backbone.{key}": value for key, value in kept.items()}
 
 
 def _fit_bank(state_dict: dict[str, Tensor], name: str, bank: QueryBank) -> None:

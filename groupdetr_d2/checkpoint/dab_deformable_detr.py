@@ -1,7 +1,8 @@
 """Official DAB-Deformable-DETR and DN-DAB-Deformable-DETR checkpoints (IDEA-Research)."""
 
 from . import deformable_detr
-from .deformable_detr import DeformableConverter, untie
+from .deformable_detr import stack, untie
+from .official import Converter
 
 RULES = [
     (r"^refpoint_embed\.weight$", "head.queries.bank.weight"),
@@ -13,4 +14,4 @@ RULES = [
     ),
     *deformable_detr.RULES,
 ]
-CONVERTER = DeformableConverter(RULES, untie)
+CONVERTER = Converter(RULES, untie, stack)

@@ -56,27 +56,18 @@ def _repeats(key: str, value: torch.Tensor, tensors: StateDict) -> bool:
     return all(torch.equal(tensors[x.format(part[2])], tensors[x.format(0)]) for x in pair)
 
 
-class DeformableConverter(Converter):
-    """Also stacks the first stage's parts into those of a single group."""
-
-    def convert_state_dict(
-        self, official: StateDict, *, num_queries: int = 300, num_classes: int = 80
-    ) -> tuple[StateDict, list[str]]:
-        """See :meth:`Converter.convert_state_dict`."""
-        converted, homeless = super().convert_state_dict(
-            official, num_queries=num_queries, num_classes=num_classes
-        )
-        if "transformer.pos_trans.weight" in official and num_classes == 80:
-            # its class head says in channel 0 whether there is an object: no row is a COCO class
-            first_stage = self.prepare(official)
-            for kind in ("weight", "bias"):
-                rows = first_stage[f"transformer.enc_out_class_embed.{kind}"][:num_classes]
-                converted[f"{FIRST_STAGE}class_head.{kind}"] = rows.clone()
-        stacked = {
-            key: value[None] if key.startswith(FIRST_STAGE) else value
-            for key, value in converted.items()
-        }
-        return stacked, homeless
+def stack(converted: StateDict, prepared: StateDict) -> StateDict:
+    """Makes the first stage's parts those of a single group."""
+    if "transformer.pos_trans.weight" in prepared:
+        # its class head says in channel 0 whether there is an object: no row is a COCO class
+        for kind in ("weight", "bias"):
+            name = f"{FIRST_STAGE}class_head.{kind}"
+            rows = prepared[f"transformer.enc_out_class_embed.{kind}"]
+            converted[name] = rows[: len(converted[name])].clone()
+    return {
+        key: value[None] if key.startswith(FIRST_STAGE) else value
+        for key, value in converted.items()
+    }
 
 
-CONVERTER = DeformableConverter(RULES, untie)
+CONVERTER = Converter(RULES, untie, stack)

@@ -76,12 +76,16 @@ class Converter:
     Args:
         rules: regular expressions and replacements, applied one after another.
         prepare: changes the official state dict first.
+        finish: changes the converted one, given the prepared one too.
     """
 
     def __init__(
-        self, rules: Rules, prepare: Callable[[StateDict], StateDict] = lambda official: official
+        self,
+        rules: Rules,
+        prepare: Callable[[StateDict], StateDict] = lambda official: official,
+        finish: Callable[[StateDict, StateDict], StateDict] = lambda converted, _: converted,
     ):
-        self.rules, self.prepare = rules, prepare
+        self.rules, self.prepare, self.finish = rules, prepare, finish
 
     def convert_key(self, key: str) -> str | None:
         """Our name of an official parameter; None if it has none."""
@@ -100,14 +104,15 @@ class Converter:
             the converted state dict, and the official keys that found no home.
         """
         converted, homeless = {}, []
-        for key, value in self.prepare(official).items():
+        prepared = self.prepare(official)
+        for key, value in prepared.items():
             name = self.convert_key(key)
             if name is None:
                 homeless.append(key)
                 continue
             converted[name] = select_classes(name, value, num_classes).clone()
         converted.update(describe_bank(converted, num_queries))
-        return converted, homeless
+        return self.finish(converted, prepared), homeless
 
 
 def describe_bank(converted: dict[str, Tensor], num_queries: int) -> dict[str, Tensor]:

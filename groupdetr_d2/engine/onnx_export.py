@@ -14,6 +14,7 @@ from ..structures import sizes_of
 OPSET = 20
 OUTPUTS = ("boxes", "scores", "labels")
 TOLERANCE = 1e-3  # of scores, between PyTorch and onnxruntime
+MIN_SAME = 0.9  # share of detections
 
 
 class ExportError(UserError):
@@ -68,7 +69,7 @@ def export_onnx(
             f"{error.name} is missing: pip install 'groupdetr_d2[export]', or onnx, onnxscript and "
             "onnxruntime"
         ) from error
-    detector = Detector(model.eval()).cpu()
+    detector = Detector(model).cpu().eval()
     images = torch.randint(256, (2 if dynamic else 1, 3, *size)).float()
     shapes = {0: "batch", 2: "height", 3: "width"} if dynamic else None
     try:
@@ -92,31 +93,35 @@ def export_onnx(
         ) from error
 
 
-def compare_with_onnx(model: SetPredictor, path: str | Path, images: np.ndarray) -> dict:
+def compare_with_onnx(model: SetPredictor, path: str | Path, images: np.ndarray) -> float:
     """Runs images (B, 3, H, W) through PyTorch and onnxruntime on the CPU.
 
+    In a two-stage model some ranks among the proposals are so close that rounding decides them, and
+    with them which learned content a proposal gets: a few detections then differ.
+
     Returns:
-        largest difference of scores, and the share of detections whose label is the same and whose
-        box is within a pixel.
+        the share of PyTorch's detections that the file gives too: label, score up to TOLERANCE, box
+        up to a pixel.
 
     Raises:
-        ExportError: scores differ by more than TOLERANCE, or the number of detections does.
+        ExportError: the share is below MIN_SAME, or the number of detections differs.
     """
     import onnxruntime
 
     with torch.no_grad():
-        expected = [x.numpy() for x in Detector(model.eval())(torch.from_numpy(images))]
+        expected = [x.numpy() for x in Detector(model).eval()(torch.from_numpy(images))]
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = session.run(list(OUTPUTS), {"images": images})
     if found[1].shape != expected[1].shape:
         numbers = found[1].shape[1], expected[1].shape[1]
         raise ExportError(f"{path} gives {numbers[0]} detections, the model {numbers[1]}")
-    difference = float(np.abs(found[1] - expected[1]).max())
-    near = np.abs(found[0] - expected[0]).max(-1) < 1
-    same = float((near & (found[2] == expected[2])).mean())
-    if not difference <= TOLERANCE:
+    pairs = ((a[:, :, None], b[:, None]) for a, b in zip(expected, found, strict=True))
+    box, score, label = (a - b for a, b in pairs)  # of every two detections, (B, k, k, ...)
+    near = (np.abs(box).max(-1) < 1) & (np.abs(score) < TOLERANCE) & (label == 0)
+    same = float(near.any(-1).mean())
+    if not same >= MIN_SAME:
         raise ExportError(
-            f"{path} gives other scores than PyTorch on images of {images.shape}: they differ by "
-            f"{difference:.3g}"
+            f"{path} gives other detections than PyTorch on images of {images.shape}: only "
+            f"{100 * same:.0f} % are the same"
         )
-    return {"scores": difference, "same": same}
+    return same

@@ -4,6 +4,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import ResNet, SwinTransformer, build_resnet_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+from torchvision.ops import StochasticDepth
 
 from ..errors import UserError
 
@@ -48,17 +49,22 @@ def build_swin_backbone(cfg, input_shape: ShapeSpec) -> SwinTransformer:
     """Detectron2's Swin Transformer from MODEL.SWIN.*; p0, p1, ... have strides 4, 8, ...
 
     Parameters have the names of Microsoft's checkpoints; the norms of the outputs are not in those.
+    Blocks are left out by torchvision's `StochasticDepth`: Detectron2 would import timm for that.
     """
     swin = cfg.MODEL.SWIN
-    return SwinTransformer(
+    model = SwinTransformer(
         embed_dim=swin.EMBED_DIM,
         depths=swin.DEPTHS,
         num_heads=swin.NUM_HEADS,
         window_size=swin.WINDOW_SIZE,
-        drop_path_rate=swin.DROP_PATH_RATE,
+        drop_path_rate=0.0,
         out_indices=[int(name.removeprefix("p")) for name in swin.OUT_FEATURES],
         use_checkpoint=cfg.MODEL.DETR.CHECKPOINTING,
     )
+    blocks = [block for layer in model.layers for block in layer.blocks]
+    for i, block in enumerate(blocks):
+        block.drop_path = StochasticDepth(swin.DROP_PATH_RATE * i / (len(blocks) - 1), "row")
+    return model
 
 
 @BACKBONE_REGISTRY.register()

@@ -7,6 +7,7 @@ many slots as the fullest image of the batch has targets (with a positive and a 
 each: twice as many); R follows from the wanted number of denoising queries.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,20 +56,19 @@ class Slots:
         return Predictions(logits, boxes, denoised)
 
 
-class Denoising(nn.Module):
-    """Label embeddings with an indicator channel, and noised targets made of them.
+class Denoising(nn.Module, ABC):
+    """Label embeddings, and noised targets made of them; what kinds differ in is abstract.
 
     Args:
         num_queries: noised targets wanted per group; with a negative copy each, twice as many.
         label_noise: probability that a label is drawn anew from all classes.
-        box_noise: largest shift of a box's centre, relative to half its size, and largest change
-            of its size, relative to it. Contrastive: of its borders, relative to half its size.
+        box_noise: how far boxes move, see `move`.
         eps: of the inverse sigmoid that bounds noised boxes.
     """
 
-    copies = 1  # of a target in a repetition
-    background = False
-    indicator = 1  # channels that tell noised targets (1) from matched queries (0)
+    copies: int  # of a target in a repetition; the first stands for it
+    background: bool  # whether all other denoising queries are background
+    indicator: int  # channels at the content's end that tell noised targets (1) from others (0)
 
     def __init__(
         self,
@@ -116,9 +116,13 @@ class Denoising(nn.Module):
         slots = Slots(*located, repetitions, self.background)
         return replace(queries, attn_mask=mask), groups, slots
 
+    @abstractmethod
     def prepare(self, queries: Queries) -> Queries:
-        """The matched queries, which here have content of their own."""
-        return queries
+        """The matched queries, with the content that they have in this kind."""
+
+    @abstractmethod
+    def move(self, boxes: Tensor, amount: Tensor) -> Tensor:
+        """(T, 4) boxes by amounts (K, R*copies, T, 4) in [-1, 1) of the largest noise."""
 
     def embed(self, labels: Tensor, indicator: float) -> Tensor:
         """(...,) labels -> (..., C): the embedding, then the indicator channel."""
@@ -132,12 +136,6 @@ class Denoising(nn.Module):
         labels = torch.where(noise.flip < self.label_noise, drawn, targets.labels)
         boxes = self.move(targets.boxes, 2 * noise.box - 1)
         return labels, inverse_sigmoid(boxes, self.eps).sigmoid()
-
-    def move(self, boxes: Tensor, amount: Tensor) -> Tensor:
-        """(T, 4) boxes by amounts (K, R, T, 4) in [-1, 1) of the largest noise."""
-        size = boxes[:, 2:]
-        reach = torch.cat([size / 2, size], -1) * self.box_noise  # (T, 4)
-        return (boxes + amount * reach).clamp(0, 1)
 
     def _join(self, queries, groups, where, content, boxes) -> Queries:
         """Noised targets into their slots, ahead of each group's matched queries.
@@ -163,14 +161,41 @@ class Denoising(nn.Module):
         )
 
 
-class LabelledDenoising(Denoising):
-    """DN-DETR's: matched queries too take their content from the label embedding."""
+def shift_and_scale(boxes: Tensor, amount: Tensor, noise: float) -> Tensor:
+    """Moves centres by up to `noise` times half the size, and changes sizes by up to `noise`."""
+    size = boxes[:, 2:]
+    reach = torch.cat([size / 2, size], -1) * noise  # (T, 4)
+    return (boxes + amount * reach).clamp(0, 1)
+
+
+class LabelDenoising(Denoising):
+    """DN-DETR's on DAB-DETR: matched queries too take their content from the label embedding."""
+
+    copies, background, indicator = 1, False, 1
 
     def prepare(self, queries: Queries) -> Queries:
         """Their label is the one that stands for none."""
         unknown = torch.full(queries.content.shape[:2], self.num_classes)
         unknown = unknown.to(queries.content.device, non_blocking=True)  # (B, K*N)
         return replace(queries, content=self.embed(unknown, 0.0))
+
+    def move(self, boxes: Tensor, amount: Tensor) -> Tensor:
+        """See :func:`shift_and_scale`."""
+        return shift_and_scale(boxes, amount, self.box_noise)
+
+
+class ContentDenoising(Denoising):
+    """DN-DETR's on DAB-Deformable-DETR: matched queries keep the content that they learn."""
+
+    copies, background, indicator = 1, False, 1
+
+    def prepare(self, queries: Queries) -> Queries:
+        """As they are."""
+        return queries
+
+    def move(self, boxes: Tensor, amount: Tensor) -> Tensor:
+        """See :func:`shift_and_scale`."""
+        return shift_and_scale(boxes, amount, self.box_noise)
 
 
 class ContrastiveDenoising(Denoising):
@@ -179,12 +204,17 @@ class ContrastiveDenoising(Denoising):
     Negatives are moved farther and answer for nothing, as do slots without a target.
     """
 
-    copies = 2
-    background = True
-    indicator = 0
+    copies, background, indicator = 2, True, 0
+
+    def prepare(self, queries: Queries) -> Queries:
+        """As they are."""
+        return queries
 
     def move(self, boxes: Tensor, amount: Tensor) -> Tensor:
-        """Moves the borders; copies are positive and negative by turns. Borders may cross."""
+        """Moves borders by up to `box_noise` times half the size, those of negatives by more.
+
+        Copies are positive and negative by turns. Borders may cross.
+        """
         amount = amount.unflatten(1, (-1, self.copies))  # (K, R, 2, T, 4)
         positive, negative = amount.unbind(2)
         negative = negative + torch.where(negative < 0, -1.0, 1.0)

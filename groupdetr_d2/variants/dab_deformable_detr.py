@@ -13,7 +13,7 @@ from ..layers.position_encoding import sine_embedding
 from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder
 from ..modeling.deformable_encoder import build_deformable_encoder
-from ..modeling.denoising import ContrastiveDenoising, Denoising, build_denoising
+from ..modeling.denoising import ContentDenoising, ContrastiveDenoising, build_denoising
 from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
 from ..modeling.neck import build_neck
 from ..modeling.queries import LearnedAnchorQueries
@@ -82,7 +82,7 @@ def dab_deformable_detr(cfg, backbone_shape) -> DETRHead:
         checkpointing=detr.CHECKPOINTING,
     )
     init_transformer(encoder, decoder)
-    kind = ContrastiveDenoising if detr.DENOISING.CONTRASTIVE else Denoising
+    kind = ContrastiveDenoising if detr.DENOISING.CONTRASTIVE else ContentDenoising
     denoising = build_denoising(cfg, kind, EPS)
     return DETRHead(
         neck=build_neck(cfg, backbone_shape),

@@ -10,7 +10,7 @@ from ..layers.mlp import MLP
 from ..layers.position_encoding import sine_embedding
 from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder
-from ..modeling.denoising import LabelledDenoising, build_denoising
+from ..modeling.denoising import LabelDenoising, build_denoising
 from ..modeling.encoder import TransformerEncoder, build_ffn
 from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
 from ..modeling.neck import build_neck
@@ -80,6 +80,6 @@ def dab_detr(cfg, backbone_shape) -> DETRHead:
         encoder=encoder,
         queries=AnchorQueries(build_groups(cfg), d_model),
         decoder=decoder,
-        denoising=build_denoising(cfg, LabelledDenoising, EPS),
+        denoising=build_denoising(cfg, LabelDenoising, EPS),
         predictor=build_box_predictor(cfg, shared=True, eps=EPS),
     )
