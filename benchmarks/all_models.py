@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--only", default="", help="models whose name contains this")
     args = parser.parse_args()
-    sys.stdout.write(f"| {HEAD} |\n|{'---|' * 9}\n")
+    sys.stdout.write(f"{HEAD}\n|{'---|' * 9}\n")
     for name, (config, *opts) in MODELS.items():
         if args.only.lower() in name.lower():
             results = measure(config, opts, args)

@@ -20,11 +20,18 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.280, 103.530]
     cfg.MODEL.PIXEL_STD = [58.395, 57.120, 57.375]
 
+    # parameters that stay as they are: patterns such as "backbone.*" or "head.encoder.*"
+    cfg.MODEL.FREEZE = []
+    # what a new run takes from MODEL.WEIGHTS: patterns of names as above; all that fits, if empty
+    cfg.MODEL.LOAD_ONLY = []
+
     cfg.MODEL.DETR = CN()
     # a name of the registry of variants, see groupdetr_d2/variants/
     cfg.MODEL.DETR.VARIANT = "conditional_detr"
     # K, the groups of object queries in training; 1 is the model without Group DETR
     cfg.MODEL.DETR.NUM_GROUPS = 1
+    # ablation: self-attention among the queries of all groups in training
+    cfg.MODEL.DETR.JOINT_SELF_ATTENTION = False
     # N, the object queries of one group
     cfg.MODEL.DETR.NUM_OBJECT_QUERIES = 300
     # must be that of the data; set from the json when training on one's own (--train-json)
@@ -50,6 +57,9 @@ def _add_model_keys(cfg: CN) -> None:
 
 
 def _add_loss_keys(cfg: CN) -> None:
+    # ablation: queries that are matched with each target; more than 1 is naive one-to-many
+    # assignment, which teaches the model to find every object so many times
+    cfg.MODEL.DETR.MATCHES_PER_TARGET = 1
     # weights in the loss
     cfg.MODEL.DETR.CLASS_WEIGHT = 2.0
     cfg.MODEL.DETR.L1_WEIGHT = 5.0

@@ -25,6 +25,8 @@ class QueryGroups:
     num_queries: int  # N
     num_groups: int = 1  # K
     num_denoising: int = 0  # P
+    # the paper's ablation (Table 7 c): all queries see one another, whatever their group
+    joint_self_attention: bool = False
 
     def __post_init__(self):
         if self.num_queries < 1 or self.num_groups < 1 or self.num_denoising < 0:
@@ -56,7 +58,12 @@ class QueryGroups:
         return stacked[: self.num_groups]
 
     def fold(self, x: Tensor) -> Tensor:
-        """(B, K*(P+N), ...) -> (B*K, P+N, ...), a view: a group becomes a batch element."""
+        """(B, K*(P+N), ...) -> (B*K, P+N, ...), a view: a group becomes a batch element.
+
+        With joint self-attention there is nothing to tell apart: (B, K*(P+N), ...) stays.
+        """
+        if self.joint_self_attention:
+            return x
         return x.reshape(-1, self.group_size, *x.shape[2:])
 
     def unfold(self, x: Tensor) -> Tensor:
@@ -93,6 +100,7 @@ class QueryGroups:
     def attention_mask(self, device: torch.device | None = None) -> Tensor:
         """(Q, Q) bool, True where a query may not attend: the mask that folding is equal to."""
         group = torch.arange(self.num_groups * self.group_size, device=device) // self.group_size
+        group = torch.zeros_like(group) if self.joint_self_attention else group
         return group[:, None] != group[None, :]
 
 

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 import yaml
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from .checkpoint import CheckpointError, GroupCheckpointer
-from .data.loader import ImageReadError
+from .data.image_file import read_bgr
 from .engine.setup import build_config
 from .evaluation.drawing import draw_boxes
 
@@ -66,27 +65,19 @@ class Predictor:
     @torch.no_grad()
     def __call__(self, image: str | Path | np.ndarray) -> Detections:
         """Detects on a file or a (H, W, 3) BGR array."""
+        image, inputs = self.prepare(image)
+        found = self.model([inputs])[0]["instances"].to("cpu")
+        return Detections(image, found[found.scores >= self.threshold], self.names)
+
+    def prepare(self, image: str | Path | np.ndarray) -> tuple[np.ndarray, dict]:
+        """A file or a (H, W, 3) BGR array -> that array, and what the model takes of it."""
         if not isinstance(image, np.ndarray):
             image = read_bgr(image)
         rgb = image if self.cfg.INPUT.FORMAT == "BGR" else image[:, :, ::-1]
         resized = self.resize.get_transform(rgb).apply_image(rgb)
         tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         height, width = image.shape[:2]
-        inputs = [{"image": tensor, "height": height, "width": width}]
-        found = self.model(inputs)[0]["instances"].to("cpu")
-        return Detections(image, found[found.scores >= self.threshold], self.names)
-
-
-def read_bgr(path: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8, BGR.
-
-    Raises:
-        ImageReadError: naming the file.
-    """
-    try:
-        return read_image(str(path), format="BGR")
-    except Exception as error:  # an image library can raise anything
-        raise ImageReadError(f"image {path} cannot be read: {error}") from error
+        return image, {"image": tensor, "height": height, "width": width}
 
 
 def read_checkpoint(weights: str | Path) -> dict:

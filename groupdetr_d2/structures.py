@@ -89,6 +89,14 @@ class Targets:
     boxes: Tensor  # (T, 4) cxcywh in [0, 1] of the unpadded image
     counts: list[int]  # targets of each image; they add up to T
 
+    def repeated(self, times: int) -> "Targets":
+        """Every image's targets so many times, one set after another."""
+        if times == 1:
+            return self
+        labels = [x.repeat(times) for x in self.labels.split(self.counts)]
+        boxes = [x.repeat(times, 1) for x in self.boxes.split(self.counts)]
+        return Targets(torch.cat(labels), torch.cat(boxes), [times * n for n in self.counts])
+
 
 @dataclass
 class Denoised:

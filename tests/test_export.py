@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from groupdetr_d2.commands import export
+from groupdetr_d2.data.image_file import read_bgr
 from groupdetr_d2.engine.onnx_export import (
     OPSET,
     Detector,
@@ -15,7 +16,6 @@ from groupdetr_d2.engine.onnx_export import (
     export_onnx,
 )
 from groupdetr_d2.modeling.two_stage import TwoStageQueries
-from groupdetr_d2.predictor import read_bgr
 
 from .conftest import DATA, SHRINK, SMALL_BACKBONE, small_model
 
@@ -57,6 +57,7 @@ def assert_same(model, path, images):
 
 def draw_images(model, shape, rng):
     """Images on which no two proposals of a first stage are so close that rounding ranks them."""
+    select = TwoStageQueries.select
     while True:
         images = rng.integers(0, 256, shape).astype(np.float32)
         gaps = [torch.ones(1)]
@@ -66,7 +67,6 @@ def draw_images(model, shape, rng):
             gaps.append(-best.diff(dim=-1))
             return select(scores, groups)
 
-        select = TwoStageQueries.select
         with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(TwoStageQueries, "select", staticmethod(record))
             Detector(model)(torch.from_numpy(images))

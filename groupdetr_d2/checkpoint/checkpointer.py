@@ -1,5 +1,6 @@
 """Loading of checkpoints: group-aware, and never silent about what did not fit."""
 
+import fnmatch
 import logging
 import os
 import pickle
@@ -27,13 +28,22 @@ class GroupCheckpointer(DetectionCheckpointer):
 
     A bank of other K or N is resized group by group and the log says so. Files are written under a
     temporary name first, so that an interrupted save leaves the previous one as it was.
+
+    Args:
+        load_only: patterns of the names that a new run takes from a checkpoint (MODEL.LOAD_ONLY);
+            all, if there are none. A resumed run takes everything.
     """
 
-    def load(self, path: str, *args, **kwargs) -> dict:
+    def __init__(self, model: nn.Module, save_dir: str = "", *, load_only=(), **checkpointables):
+        super().__init__(model, save_dir, **checkpointables)
+        self.load_only, self.wanted = tuple(load_only), ()
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """Detectron2's, with an error that names a missing file."""
+        self.wanted = self.load_only if checkpointables == [] else ()
         if path and "://" not in path and not os.path.isfile(path):
             raise CheckpointError(f"the checkpoint {path} (MODEL.WEIGHTS) does not exist")
-        return super().load(path, *args, **kwargs)
+        return super().load(path, checkpointables)
 
     def save(self, name: str, **kwargs) -> None:
         """Writes `name`.pth and tags it as the last checkpoint."""
@@ -64,6 +74,8 @@ class GroupCheckpointer(DetectionCheckpointer):
         return loaded
 
     def _load_model(self, checkpoint: dict):
+        if self.wanted:
+            checkpoint["model"] = select_names(checkpoint["model"], self.wanted)
         if not checkpoint.get("matching_heuristics", False):
             for name, module in self.model.named_modules():
                 if isinstance(module, QueryBank):
@@ -73,6 +85,25 @@ class GroupCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         _warn_if_nothing_loaded(self.model, incompatible)
         return incompatible
+
+
+def select_names(state_dict: dict, patterns: tuple[str, ...]) -> dict:
+    """The entries whose names match one of the patterns.
+
+    Raises:
+        CheckpointError: a pattern matches none.
+    """
+    selected = {}
+    for pattern in patterns:
+        names = fnmatch.filter(state_dict, pattern)
+        if not names:
+            parts = sorted({".".join(name.split(".")[:2]) for name in state_dict})
+            raise CheckpointError(
+                f"MODEL.LOAD_ONLY has {pattern!r}, which matches nothing in the checkpoint of "
+                f"MODEL.WEIGHTS; its names begin with {', '.join(parts[:12])}"
+            )
+        selected |= {name: state_dict[name] for name in names}
+    return selected
 
 
 def _swin_backbone(model: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,10 +10,11 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 
 from ..checkpoint import GroupCheckpointer
+from ..data.image_file import read_bgr
 from ..engine.launch import report_errors
 from ..engine.onnx_export import OPSET, compare_with_onnx, export_onnx
 from ..engine.setup import build_config
-from ..predictor import config_of, read_bgr, read_checkpoint
+from ..predictor import config_of, read_checkpoint
 from .predict import list_images
 
 INSIDE = """\
@@ -61,8 +62,8 @@ def run(args: argparse.Namespace) -> None:
     for name, images in inputs_to_compare(args, size, cfg.INPUT.FORMAT):
         same = compare_with_onnx(model, args.out, images)
         sys.stdout.write(
-            f"onnxruntime on {name} {tuple(images.shape)}: {100 * same:.1f} % of the detections are "
-            "PyTorch's\n"
+            f"onnxruntime on {name} {tuple(images.shape)}: {100 * same:.1f} % of the detections "
+            "are PyTorch's\n"
         )
 
 

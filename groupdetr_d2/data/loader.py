@@ -19,12 +19,8 @@ from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
-from ..errors import UserError
 from .detr_augmentation import build_detr_augmentation
-
-
-class ImageReadError(UserError):
-    """An image could not be read or is not of the recorded size."""
+from .image_file import ImageReadError
 
 
 class TrainingSet(Dataset):

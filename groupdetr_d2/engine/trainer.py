@@ -17,6 +17,7 @@ from ..checkpoint import GroupCheckpointer
 from ..data.checks import check_annotations
 from ..data.loader import TrainingSet, build_test_loader, build_train_loader
 from ..errors import UserError
+from .freezing import freeze
 from .progress import ProgressPrinter
 from .report import ReportHook
 from .run_info import RunInfo
@@ -46,7 +47,11 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = GroupCheckpointer(
-            self.raw_model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), run=RunInfo(cfg)
+            self.raw_model,
+            cfg.OUTPUT_DIR,
+            load_only=cfg.MODEL.LOAD_ONLY,
+            trainer=weakref.proxy(self),
+            run=RunInfo(cfg),
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -70,6 +75,7 @@ class Trainer(DefaultTrainer):
         """The model on its device; the log gets its size rather than its printout."""
         torch.manual_seed(cfg.SEED)
         model = build_model(cfg)
+        freeze(model, cfg.MODEL.FREEZE)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
         logger.info(

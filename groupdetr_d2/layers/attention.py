@@ -20,7 +20,7 @@ def attend(
     barred: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Multi-head attention without an attention map in memory.
+    """Multi-head attention by `implementation`.
 
     Args:
         q, k: (B, queries, Cq) and (B, keys, Cq), projected.
@@ -32,14 +32,39 @@ def attend(
         (B, queries, Cv)
     """
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+    out = implementation(q, k, v, barred, dropout)
+    return out.transpose(1, 2).flatten(2)  # (B, queries, Cv)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, barred: Tensor | None, dropout: float) -> Tensor:
+    """Attention of (B, heads, length, C / heads) without a map of queries x keys in memory."""
     allowed = None if barred is None else ~barred
     if q.device.type != "cpu":
-        out = _device_attention(q, k, v, allowed, dropout)
-    elif dropout:
-        out = _DropoutAttention.apply(q, k, v, barred, dropout)
-    else:
-        out = _cpu_attention(q, k, v, allowed)
-    return out.transpose(1, 2).flatten(2)  # (B, queries, Cv)
+        return _device_attention(q, k, v, allowed, dropout)
+    if dropout:
+        return _DropoutAttention.apply(q, k, v, barred, dropout)
+    return _cpu_attention(q, k, v, allowed)
+
+
+def with_maps(q: Tensor, k: Tensor, v: Tensor, barred: Tensor | None, dropout: float) -> Tensor:
+    """The same as its definition reads, which keeps several maps of queries x keys."""
+    return F.dropout(_softmax_weights(q, k, barred), dropout) @ v
+
+
+def attention_maps(q: Tensor, k: Tensor, num_heads: int, barred: Tensor | None = None) -> Tensor:
+    """What :func:`attend` weighs the values with, to be looked at: (B, heads, queries, keys)."""
+    q, k = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k))
+    return _softmax_weights(q, k, barred)
+
+
+def _softmax_weights(q: Tensor, k: Tensor, barred: Tensor | None) -> Tensor:
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if barred is not None:
+        scores = scores.masked_fill(barred, -torch.inf)
+    return scores.softmax(-1)
+
+
+implementation = fused  # `analyze memory` measures the other one
 
 
 def _device_attention(

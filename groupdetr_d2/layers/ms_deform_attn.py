@@ -59,10 +59,26 @@ class MSDeformAttn(nn.Module):
         Returns:
             (B, Q, C)
         """
-        heads, levels, points = self.shape
         value = self.value_proj(features)
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0)
+        locations, weights = self.sampling_points(query, reference, shapes)
+        value = value.unflatten(-1, (self.shape[0], -1))
+        return self.output_proj(sample_levels(value, shapes, locations, weights))
+
+    def sampling_points(
+        self, query: Tensor, reference: Tensor, shapes: tuple[tuple[int, int], ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Where each query looks, and what it weighs that with.
+
+        Args:
+            query, reference, shapes: see :meth:`forward`.
+
+        Returns:
+            locations (B, Q, heads, levels, points, 2), x and y relative to each level's padded map,
+            and weights (B, Q, heads, levels, points), which add up to 1 in each head.
+        """
+        heads, levels, points = self.shape
         offsets = at_least_float32(self.sampling_offsets(query))
         offsets = offsets.unflatten(-1, (heads, levels, points, 2))
         weights = self.attention_weights(query).unflatten(-1, (heads, levels * points))
@@ -72,6 +88,4 @@ class MSDeformAttn(nn.Module):
             unit = 1 / sizes_of(shapes, reference)[:, None]  # (levels, 1, 2)
         else:
             unit = reference[..., 2:] * (0.5 / points)
-        locations = reference[..., :2] + offsets * unit
-        sampled = sample_levels(value.unflatten(-1, (heads, -1)), shapes, locations, weights)
-        return self.output_proj(sampled)
+        return reference[..., :2] + offsets * unit, weights

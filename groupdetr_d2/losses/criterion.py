@@ -24,12 +24,18 @@ class Term(NamedTuple):
 class SetCriterion(nn.Module):
     """Weighted losses of all decoder layers.
 
+    Args:
+        matches_per_target: how many queries of a group answer for a target: 1 in every DETR, more
+            in naive one-to-many assignment (the Group DETR paper's Table 7 b). Denoising and first
+            stages keep one.
+
     Attributes:
         match_seconds: what the matching of the last batch took, waiting for the device included.
     """
 
-    def __init__(self, costs: list[Term], losses: dict[str, Term]):
+    def __init__(self, costs: list[Term], losses: dict[str, Term], matches_per_target: int = 1):
         super().__init__()
+        self.matches_per_target = matches_per_target
         self.costs = costs
         self.losses = losses
         self.match_seconds = 0.0
@@ -45,13 +51,21 @@ class SetCriterion(nn.Module):
         self.match_seconds = 0.0
         num_targets = average_over_processes(sum(targets.counts))
         normalizer = groups.normalizer(num_targets)
-        matches = self.match(predictions, targets, groups)
-        losses = self._weighted(predictions, targets, matches, normalizer, "")
+        losses = self._matched_losses(predictions, targets, groups, num_targets)
         if predictions.denoised is not None:
             losses |= self._denoising_losses(predictions.denoised, targets, normalizer)
         if predictions.proposals is not None:
             losses |= self._proposal_losses(predictions.proposals, targets, num_targets)
         return losses
+
+    def _matched_losses(
+        self, predictions: Predictions, targets: Targets, groups: QueryGroups, num_targets: float
+    ) -> dict[str, Tensor]:
+        """The mean is over matches: over each target as often as it is matched."""
+        targets = targets.repeated(self.matches_per_target)
+        matches = self.match(predictions, targets, groups)
+        normalizer = groups.normalizer(num_targets * self.matches_per_target)
+        return self._weighted(predictions, targets, matches, normalizer, "")
 
     def _denoising_losses(
         self, denoised: Denoised, targets: Targets, normalizer: float

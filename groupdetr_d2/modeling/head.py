@@ -87,8 +87,22 @@ def build_detr_head(cfg, backbone_shape: Mapping[str, ShapeSpec]) -> DETRHead:
 
 
 def build_groups(cfg) -> QueryGroups:
-    """The groups of training."""
-    return QueryGroups(cfg.MODEL.DETR.NUM_OBJECT_QUERIES, cfg.MODEL.DETR.NUM_GROUPS)
+    """The groups of training, from MODEL.DETR.*.
+
+    Raises:
+        UserError: joint self-attention together with denoising, whose mask is one group's.
+    """
+    detr = cfg.MODEL.DETR
+    if detr.JOINT_SELF_ATTENTION and detr.DENOISING.NUM_QUERIES:
+        raise UserError(
+            "MODEL.DETR.JOINT_SELF_ATTENTION needs MODEL.DETR.DENOISING.NUM_QUERIES 0: denoising "
+            "queries belong to one group"
+        )
+    return QueryGroups(
+        detr.NUM_OBJECT_QUERIES,
+        detr.NUM_GROUPS,
+        joint_self_attention=detr.JOINT_SELF_ATTENTION,
+    )
 
 
 def init_transformer(*modules: nn.Module) -> None:

@@ -175,6 +175,9 @@ def padding_mask_of(images: ImageList) -> Tensor | None:
 def build_box_criterion(cfg) -> SetCriterion:
     """DETR's three costs and losses of boxes. The class cost is 2 in every variant."""
     detr = cfg.MODEL.DETR
+    if detr.MATCHES_PER_TARGET < 1:
+        number = detr.MATCHES_PER_TARGET
+        raise UserError(f"MODEL.DETR.MATCHES_PER_TARGET is {number}; it must be at least 1")
     return SetCriterion(
         costs=[
             Term(focal_cost, detr.CLASS_COST),
@@ -186,4 +189,5 @@ def build_box_criterion(cfg) -> SetCriterion:
             "loss_bbox": Term(l1_loss, detr.L1_WEIGHT),
             "loss_giou": Term(giou_loss, detr.GIOU_WEIGHT),
         },
+        matches_per_target=detr.MATCHES_PER_TARGET,
     )

@@ -52,6 +52,17 @@ class ConditionalCrossAttention(nn.Module):
         self, content: Tensor, position: QueryPosition, reference: Tensor, memory: Memory
     ) -> Tensor:
         """(B, Q, C); keys and values are projected once, for the queries of all groups."""
+        q, k = self.queries_and_keys(content, position, memory)
+        mask = memory.padding_mask
+        barred = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
+        dropout = self.dropout if self.training else 0.0
+        v = self.v(memory.features)
+        return self.out_proj(attend(q, k, v, self.num_heads, barred, dropout))
+
+    def queries_and_keys(
+        self, content: Tensor, position: QueryPosition, memory: Memory
+    ) -> tuple[Tensor, Tensor]:
+        """(B, Q, 2C) and (B, S, 2C), [content | position] head by head."""
         q, k, k_pos = (
             self.q_content(content),
             self.k_content(memory.features),
@@ -59,13 +70,8 @@ class ConditionalCrossAttention(nn.Module):
         )
         if self.q_pos is not None:  # content is still empty: lend it the position
             q, k = q + self.q_pos(position.pos), k + k_pos
-        q = self._concat_per_head(q, self.q_sine(position.sine))  # (B, Q, 2C)
-        k = self._concat_per_head(k, k_pos)  # (B, S, 2C)
-        mask = memory.padding_mask
-        barred = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
-        dropout = self.dropout if self.training else 0.0
-        v = self.v(memory.features)
-        return self.out_proj(attend(q, k, v, self.num_heads, barred, dropout))
+        q = self._concat_per_head(q, self.q_sine(position.sine))
+        return q, self._concat_per_head(k, k_pos)
 
     def _concat_per_head(self, content: Tensor, pos: Tensor) -> Tensor:
         content, pos = (x.unflatten(-1, (self.num_heads, -1)) for x in (content, pos))

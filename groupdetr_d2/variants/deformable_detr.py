@@ -42,6 +42,13 @@ class DeformableCrossAttention(nn.Module):
             memory.padding_mask,
         )
 
+    def sampling_points(
+        self, content: Tensor, position: QueryPosition, reference: Tensor, memory: Memory
+    ) -> tuple[Tensor, Tensor]:
+        """Where it looks, see :meth:`MSDeformAttn.sampling_points`."""
+        query, reference = content + position.pos, on_padded_maps(reference, memory)
+        return self.attention.sampling_points(query, reference, memory.spatial_shapes)
+
 
 class FixedQueryPosition(nn.Module):
     """The same learned position at every layer."""

@@ -107,6 +107,13 @@ class SemanticAlignedCrossAttention(nn.Module):
     ) -> Tensor:
         """(B, Q, C); `content` only gates what is resampled."""
         memory = memory.level(self.level)
+        q, k = self.queries_and_keys(content, reference, memory)
+        return self.out_proj(self._attend(q, k, memory))
+
+    def queries_and_keys(
+        self, content: Tensor, reference: Tensor, memory: Memory
+    ) -> tuple[Tensor, Tensor]:
+        """(B, Q, heads * C) and (B, S, heads * C), with a few more channels for Gaussians."""
         sampled, outputs = self.aligner(reference, memory)  # (B, Q, heads, C), (B, Q, .)
         per_head = (self.num_heads, content.shape[-1])
         offset = outputs[..., : 2 * self.num_heads].tanh().unflatten(-1, (-1, 2))
@@ -122,7 +129,7 @@ class SemanticAlignedCrossAttention(nn.Module):
             centers = points * memory.valid_extents()[:, None]  # in cells
             q, k = append_gaussian(q, k, centers, spread, memory)
         k = k[:, :, None].expand(-1, -1, self.num_heads, -1)  # (B, S, heads, C)
-        return self.out_proj(self._attend(q.flatten(2), k.flatten(2), memory))
+        return q.flatten(2), k.flatten(2)
 
     def _attend(self, q: Tensor, k: Tensor, memory: Memory) -> Tensor:
         """(B, Q, C); with Gaussians in float32, since their square cancels in half precision."""

@@ -1,0 +1,161 @@
+"""Where queries look on an image: attention over the memory, or deformable attention's points."""
+
+import argparse
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..evaluation.drawing import class_colour, sheet
+from ..layers.attention import attention_maps
+from ..predictor import Predictor
+from ..structures import Memory
+from ..variants.conditional_detr import ConditionalCrossAttention
+from ..variants.deformable_detr import DeformableCrossAttention
+from ..variants.sam_detr import SemanticAlignedCrossAttention
+from .output import write_csv
+
+TILE = 480  # longer side of a drawn image
+SHOWN_POINTS = 64  # heaviest sampling points of a query
+
+
+@dataclass
+class Looks:
+    """Where the queries of one image look, in one decoder layer."""
+
+    points: Tensor  # (Q, P, 2) x and y in [0, 1]
+    weights: Tensor  # (Q, P), mean over heads of what they add up to
+    shape: tuple[int, int] | None  # (height, width), if the points are all cells of a map
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Beside --out and the overrides."""
+    parser.add_argument("--weights", required=True, help="a checkpoint of train_net.py")
+    parser.add_argument("--image", required=True)
+    parser.add_argument("--layer", type=int, default=-1, help="decoder layer; -1 is the last")
+    parser.add_argument("--queries", type=int, default=6, help="as many, those of highest score")
+
+
+def run(args: argparse.Namespace) -> str:
+    """A tile a query: its box, and where it looks."""
+    predictor = Predictor(args.weights, threshold=0.0, opts=args.opts)
+    image, inputs = predictor.prepare(args.image)
+    model = predictor.model
+    with torch.no_grad(), recorded_inputs(model.head.decoder.layers[args.layer].cross_attn) as seen:
+        predictions = model.predict([inputs], model.groups.primary())
+        looks = where(seen["module"], *seen["inputs"])
+    scores, classes = predictions.logits[-1, 0].sigmoid().max(-1)
+    best = scores.argsort(descending=True)[: args.queries]
+    tiles, rows = [], []
+    for query in best.tolist():
+        box = predictions.boxes[-1, 0, query].cpu()
+        name = predictor.names[classes[query]]
+        tiles.append(draw(image, looks, query, box.numpy(), f"{name} {scores[query]:.2f}"))
+        center = (looks.weights[query, :, None] * looks.points[query]).sum(0)
+        spread = (looks.points[query] - center).norm(dim=-1) @ looks.weights[query]
+        rows.append(
+            {
+                "query": query,
+                "class": name,
+                "score": scores[query].item(),
+                **dict(zip(("cx", "cy", "w", "h"), box.tolist(), strict=True)),
+                "looks at x": center[0].item(),
+                "looks at y": center[1].item(),
+                "spread": spread.item(),
+            }
+        )
+    out = Path(args.out)
+    cv2.imwrite(str(out / "attention.png"), sheet(tiles, columns=3))
+    write_csv(out / "attention.csv", rows)
+    mean = np.mean([row["spread"] for row in rows])
+    return (
+        f"{args.image}: the {len(rows)} best queries look {mean:.3f} of the image's size around "
+        "the middle of their attention on average"
+    )
+
+
+class recorded_inputs:  # noqa: N801  a context manager, called like a function
+    """What a module is called with while the context lasts."""
+
+    def __init__(self, module: nn.Module):
+        self.module, self.seen = module, {"module": module}
+
+    def __enter__(self) -> dict:
+        self.handle = self.module.register_forward_pre_hook(
+            lambda _, inputs: self.seen.update(inputs=inputs)
+        )
+        return self.seen
+
+    def __exit__(self, *_):
+        self.handle.remove()
+
+
+@functools.singledispatch
+def where(module: nn.Module, content: Tensor, position, reference: Tensor, memory: Memory) -> Looks:
+    """Where the queries of a batch of one image look.
+
+    Raises:
+        NotImplementedError: the kind of cross-attention is not known here.
+    """
+    raise NotImplementedError(f"{type(module).__name__} cannot be drawn")
+
+
+@where.register
+def _(module: ConditionalCrossAttention, content, position, reference, memory) -> Looks:
+    q, k = module.queries_and_keys(content, position, memory)
+    return _dense(attention_maps(q, k, module.num_heads), memory)
+
+
+@where.register
+def _(module: SemanticAlignedCrossAttention, content, position, reference, memory) -> Looks:
+    memory = memory.level(module.level)
+    q, k = module.queries_and_keys(content, reference, memory)
+    return _dense(attention_maps(q, k, module.num_heads), memory)
+
+
+def _dense(maps: Tensor, memory: Memory) -> Looks:
+    """(1, heads, Q, S) -> the mean over heads, at the cells' centres."""
+    ((height, width),) = memory.spatial_shapes
+    y, x = torch.meshgrid(
+        (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij"
+    )
+    weights = maps[0].mean(0).cpu()  # (Q, S)
+    points = torch.stack([x, y], -1).flatten(0, 1).expand(len(weights), -1, -1)
+    return Looks(points, weights, (height, width))
+
+
+@where.register
+def _(module: DeformableCrossAttention, content, position, reference, memory) -> Looks:
+    locations, weights = module.sampling_points(content, position, reference, memory)
+    points = locations[0].flatten(1, 3).cpu()  # (Q, heads*levels*points, 2)
+    return Looks(points, weights[0].flatten(1).cpu() / weights.shape[2], None)
+
+
+def draw(image: np.ndarray, looks: Looks, query: int, box: np.ndarray, title: str) -> np.ndarray:
+    """A square tile with a map laid over the image, or with points of the size of their weight."""
+    scale = TILE / max(image.shape[:2])
+    picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    height, width = picture.shape[:2]
+    weights = looks.weights[query].float().numpy()
+    if looks.shape:
+        heat = cv2.resize(weights.reshape(looks.shape), (width, height))
+        heat = np.uint8(255 * np.clip(heat / max(heat.max(), 1e-9), 0, 1))
+        picture = cv2.addWeighted(picture, 0.45, cv2.applyColorMap(heat, cv2.COLORMAP_JET), 0.55, 0)
+    else:
+        picture = (0.6 * picture).astype(np.uint8)
+        for i in np.argsort(weights)[-SHOWN_POINTS:]:
+            x, y = (looks.points[query, i].numpy() * (width, height)).round().astype(int)
+            radius = 2 + int(round(6 * weights[i] / weights.max()))
+            cv2.circle(picture, (int(x), int(y)), radius, class_colour(0), -1, cv2.LINE_AA)
+    x0, y0 = ((box[:2] - box[2:] / 2) * (width, height)).round().astype(int)
+    x1, y1 = ((box[:2] + box[2:] / 2) * (width, height)).round().astype(int)
+    cv2.rectangle(picture, (int(x0), int(y0)), (int(x1), int(y1)), (255, 255, 255), 2)
+    cv2.putText(
+        picture, title, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (255, 255, 255), 2, cv2.LINE_AA
+    )
+    edges = (0, TILE - height, 0, TILE - width)
+    return cv2.copyMakeBorder(picture, *edges, cv2.BORDER_CONSTANT)

@@ -1,0 +1,80 @@
+"""AP over the training of several runs (the paper's Figure 1): baselines dashed, groups bold."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from ..groups import QueryGroups
+from .output import COLOURS, new_figure, save_figure, write_csv
+from .runs import Run, by_label, mean_and_spread, mean_curve, read_runs, split_label
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Beside --out and the overrides."""
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        required=True,
+        metavar="[LABEL=]PATH",
+        help="trainings' folders (those of one label are its seeds), or a results file of `sweep`, "
+        "of which LABEL selects runs",
+    )
+    parser.add_argument(
+        "--equal-time", action="store_true", help="draw AP over seconds of training instead"
+    )
+    parser.add_argument("--pairs", action="store_true", help="one colour a pair of runs, in turn")
+
+
+def run(args: argparse.Namespace) -> str:
+    """One line a label, with a band of one standard deviation over seeds."""
+    runs = []
+    for text in args.runs:
+        label, path = split_label(text)
+        runs += read_runs(path, label if "=" in text else "")
+    together = by_label(runs)
+    out = Path(args.out)
+    rows = [row for label, same in together.items() for row in curve_rows(label, same)]
+    write_csv(out / "convergence.csv", rows)
+    draw(together, rows, args, out / "convergence.png")
+    last = [f"{k}: {mean_and_spread([r.final_ap for r in same])}" for k, same in together.items()]
+    return "last AP: " + "; ".join(last)
+
+
+def curve_rows(label: str, runs: list[Run]) -> list[dict]:
+    """Mean and deviation at the iterations that all seeds have."""
+    times = [run.seconds for run in runs if run.seconds]
+    seconds = float(np.mean(times)) if times else float("nan")
+    return [
+        {
+            "label": label,
+            "seeds": len(runs),
+            "iteration": int(iteration),
+            "seconds": iteration * seconds,
+            "AP": mean,
+            "deviation": spread,
+        }
+        for iteration, mean, spread in zip(*mean_curve(runs), strict=True)
+    ]
+
+
+def is_baseline(runs: list[Run]) -> bool:
+    """Whether they were trained without further groups."""
+    groups = QueryGroups(1, runs[0].num_groups)
+    return groups == groups.primary()
+
+
+def draw(together: dict[str, list[Run]], rows: list[dict], args, path: Path) -> None:
+    """The curves."""
+    key, xlabel = ("seconds", "seconds") if args.equal_time else ("iteration", "iteration")
+    figure, axes = new_figure("convergence", xlabel, "AP")
+    for i, (label, runs) in enumerate(together.items()):
+        own = [row for row in rows if row["label"] == label]
+        x, mean, spread = (np.array([r[k] for r in own]) for k in (key, "AP", "deviation"))
+        colour = COLOURS[(i // 2 if args.pairs else i) % len(COLOURS)]
+        style = ("--", 1.2) if is_baseline(runs) else ("-", 2.4)
+        axes.plot(x, mean, color=colour, linestyle=style[0], linewidth=style[1], label=label)
+        if len(runs) > 1:
+            axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15)
+    axes.legend()
+    save_figure(figure, path)

@@ -1,0 +1,99 @@
+"""Every query group used alone at inference, and all of them fused (the paper's Figure 4)."""
+
+import argparse
+import contextlib
+import io
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Instances
+
+from ..evaluation.fusion import merge_by_fusion, merge_by_nms
+from ..groups import QueryGroups
+from ..modeling.meta_arch import SetPredictor
+from ..structures import Predictions
+from .output import new_figure, save_figure, write_csv
+from .trained_model import TrainedModel, add_weights_arguments, load
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+FUSIONS = {"all, NMS": merge_by_nms, "all, fused": merge_by_fusion}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Beside --out and the overrides."""
+    add_weights_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> str:
+    """Evaluates all groups in one pass over the images."""
+    trained = load(args.weights, args.opts)
+    results = evaluate_groups(trained, args.num_images)
+    rows = [{"group": name, **{m: found[m] for m in METRICS}} for name, found in results.items()]
+    out = Path(args.out)
+    write_csv(out / "groups.csv", rows)
+    alone = np.array([r["AP"] for r in rows if isinstance(r["group"], int)])
+    draw(rows, float(np.median(alone)), out / "groups.png")
+    spread = np.abs(alone - np.median(alone)).max()
+    fused = ", ".join(f"{name} {results[name]['AP']:.2f}" for name in FUSIONS)
+    return (
+        f"{trained.weights}: AP of {len(alone)} groups alone: median {np.median(alone):.2f}, at "
+        f"most {spread:.2f} from it; of all together: {fused}"
+    )
+
+
+@torch.no_grad()
+def evaluate_groups(trained: TrainedModel, num_images: int | None) -> dict:
+    """COCO's metrics by group number, and by the name of a fusion of all groups."""
+    model, groups = trained.model, trained.model.groups
+    images, found = [], defaultdict(list)
+    for image in trained.annotated_images(num_images):
+        alone = detections_by_group(model, model.predict([image], groups), groups, image)
+        merged = {name: merge(alone, model.detections_per_image) for name, merge in FUSIONS.items()}
+        images.append(image)
+        for name, instances in [*enumerate(alone), *merged.items()]:
+            found[name].append(instances)
+    whole = num_images is None
+    return {
+        name: evaluate_detections(trained.dataset, images, instances, whole)
+        for name, instances in found.items()
+    }
+
+
+def evaluate_detections(
+    dataset: str, images: list[dict], detections: list[Instances], whole: bool
+) -> dict[str, float]:
+    """COCO's box metrics; of these images alone, if they are not the `whole` set."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator = COCOEvaluator(dataset, ("bbox",), output_dir=None)
+        evaluator.reset()
+        for image, instances in zip(images, detections, strict=True):
+            evaluator.process([image], [{"instances": instances}])
+        ids = None if whole else [image["image_id"] for image in images]
+        return evaluator.evaluate(img_ids=ids)["bbox"]
+
+
+def detections_by_group(
+    model: SetPredictor, predictions: Predictions, groups: QueryGroups, image: dict
+) -> list[Instances]:
+    """Every group's detections on an image, on the CPU, as if it were the primary group."""
+    logits, boxes = (
+        groups.per_group(x[-1:], 2).unbind(2) for x in (predictions.logits, predictions.boxes)
+    )  # K times (1, B, N, .)
+    parts = [Predictions(la, bo) for la, bo in zip(logits, boxes, strict=True)]
+    return [model.postprocess(part, [image])[0]["instances"].to("cpu") for part in parts]
+
+
+def draw(rows: list[dict], median: float, path: Path) -> None:
+    """A bar a group, and the median as a line."""
+    figure, axes = new_figure("AP of each query group", "group", "AP")
+    names = [str(row["group"]) for row in rows]
+    colours = ["C0" if name.isdigit() else "C1" for name in names]
+    axes.bar(names, [row["AP"] for row in rows], color=colours)
+    axes.axhline(median, color="black", linewidth=1, linestyle="--", label=f"median {median:.2f}")
+    values = [row["AP"] for row in rows]
+    axes.set_ylim(max(0, min(values) - 2), max(values) + 1)
+    axes.legend()
+    save_figure(figure, path)

@@ -1,0 +1,74 @@
+"""Memory of a training step with attention maps and without them (the paper's Figure 7)."""
+
+import argparse
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+
+from ..engine.setup import build_config
+from ..layers import attention
+from .output import new_figure, save_figure, write_csv
+from .runs import split_label
+from .step_cost import measure_step
+
+IMPLEMENTATIONS = {"attention maps": attention.with_maps, "fused": attention.fused}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Beside --out and the overrides."""
+    parser.add_argument("--config-file", nargs="+", required=True, metavar="[LABEL=]FILE")
+    parser.add_argument("--num-groups", type=int, nargs="+", default=[1, 11], metavar="K")
+    parser.add_argument("--image-size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
+    parser.add_argument("--batch-size", type=int, default=2)
+
+
+def run(args: argparse.Namespace) -> str:
+    """Every case is measured in a process of its own, so that peaks do not mix."""
+    rows = []
+    for label, config in map(split_label, args.config_file):
+        for name in IMPLEMENTATIONS:
+            for k in args.num_groups:
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    cost = pool.apply(measure, (args, config, name, k))
+                model = {"model": label.removesuffix(".yaml"), "attention": name, "K": k}
+                rows.append(model | cost)
+    out = Path(args.out)
+    write_csv(out / "memory.csv", rows)
+    draw(rows, out / "memory.png")
+    return "; ".join(
+        f"{r['model']}, K = {r['K']}, {r['attention']}: {r['peak MiB']:.0f} MiB" for r in rows
+    )
+
+
+def measure(args: argparse.Namespace, config: str, name: str, num_groups: int) -> dict:
+    """The highest memory of a few steps with one of IMPLEMENTATIONS."""
+    attention.implementation = IMPLEMENTATIONS[name]
+    cfg = build_config(config, args.opts)
+    cfg.MODEL.DETR.NUM_GROUPS = num_groups
+    size = tuple(args.image_size)
+    cost = measure_step(cfg, size, args.batch_size, num_objects=7, steps=1, training=True)
+    return {"peak MiB": cost["peak_mib"], "step s": cost["seconds"]}
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """A bar a case, models side by side."""
+    figure, axes = new_figure("peak memory of a training step", "", "MiB")
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    cases = list(dict.fromkeys((r["attention"], r["K"]) for r in rows))
+    places = np.arange(len(models))
+    for i, (name, num_groups) in enumerate(cases):
+        values = [r["peak MiB"] for r in rows if (r["attention"], r["K"]) == (name, num_groups)]
+        offset = (i - (len(cases) - 1) / 2) * 0.8 / len(cases)
+        colour = "0.7" if name == "attention maps" else f"C{i}"
+        bars = axes.bar(
+            places + offset,
+            values,
+            0.75 / len(cases),
+            color=colour,
+            label=f"{name}, K = {num_groups}",
+        )
+        axes.bar_label(bars, fmt="%.0f", fontsize=7)
+    axes.set_xticks(places, models)
+    axes.legend(fontsize=8)
+    save_figure(figure, path)

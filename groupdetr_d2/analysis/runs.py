@@ -1,0 +1,123 @@
+"""Finished and running trainings: their curves of AP, from a folder or from a file of results.
+
+A results file is JSON: ``{"runs": [{"label", "seed", "AP": {iteration: AP}, ...}, ...]}``. It is
+what `analyze sweep` writes, and small enough to be committed.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ..errors import UserError
+from ..evaluation.drawing import read_metrics
+
+METRIC = "bbox/AP"
+
+
+class RunsError(UserError):
+    """A folder or file has no AP to read."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    label: str
+    seed: int
+    ap: dict[int, float]  # by number of iterations done
+    num_groups: int = 1
+    epoch_iters: float | None = None  # iterations of an epoch, if known
+    seconds: float | None = None  # of an iteration, median
+    record: dict = field(default_factory=dict, compare=False)  # everything else that is known
+
+    @property
+    def final_ap(self) -> float:
+        """Of the last evaluation."""
+        return self.ap[max(self.ap)]
+
+
+def read_runs(path: str | Path, label: str = "") -> list[Run]:
+    """The runs of a results file; or the one of a training's folder, called `label`.
+
+    Raises:
+        RunsError: naming the path and what is missing.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return [read_folder(path, label or path.name)]
+    if not path.is_file():
+        raise RunsError(f"{path} is neither a training's folder nor a results file")
+    try:
+        records = json.loads(path.read_text())["runs"]
+        runs = [run_of(record) for record in records]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunsError(f"{path} is no results file: {type(error).__name__}: {error}") from error
+    return [run for run in runs if not label or run.label == label]
+
+
+def run_of(record: dict) -> Run:
+    """A run from its record in a results file."""
+    return Run(
+        label=record["label"],
+        seed=record["seed"],
+        ap={int(i): ap for i, ap in record["AP"].items()},
+        num_groups=record.get("num_groups", 1),
+        epoch_iters=record.get("epoch_iters"),
+        seconds=record.get("seconds_per_iteration"),
+        record=record,
+    )
+
+
+def read_folder(folder: Path, label: str) -> Run:
+    """A run from its metrics.json and config.yaml."""
+    metrics = read_metrics(folder)
+    found = {record["iteration"] + 1: record[METRIC] for record in metrics if METRIC in record}
+    if not found:
+        raise RunsError(f"{folder}/metrics.json has no {METRIC}: nothing was evaluated there yet")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    last = config["SOLVER"]["MAX_ITER"]  # the evaluation after training is written one later
+    ap = {min(iteration, last): value for iteration, value in found.items()}
+    times = [record["time"] for record in metrics if "time" in record]
+    return Run(
+        label=label,
+        seed=config["SEED"],
+        ap=ap,
+        num_groups=config["MODEL"]["DETR"]["NUM_GROUPS"],
+        seconds=float(np.median(times)) if times else None,
+    )
+
+
+def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in their seed alone, together; labels in their order."""
+    together: dict[str, list[Run]] = {}
+    for run in runs:
+        together.setdefault(run.label, []).append(run)
+    return together
+
+
+def mean_curve(runs: list[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Iterations that all runs have in common, mean and standard deviation of AP there.
+
+    The deviation is that of a sample (n - 1); NaN for a single run.
+    """
+    common = sorted(set.intersection(*(set(run.ap) for run in runs)))
+    values = np.array([[run.ap[i] for i in common] for run in runs], dtype=float)  # (runs, points)
+    spread = values.std(0, ddof=1) if len(runs) > 1 else np.full(len(common), np.nan)
+    return np.array(common), values.mean(0), spread
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """``12.3 ± 0.4`` with the deviation of a sample; the mean alone of a single value."""
+    if len(values) < 2:
+        return f"{np.mean(values):.1f}"
+    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+
+
+def split_label(text: str) -> tuple[str, str]:
+    """``LABEL=PATH`` -> both; a path alone is its own label."""
+    label, sign, path = text.rpartition("=")
+    return (label, path) if sign else (Path(text).name, text)

@@ -1,0 +1,103 @@
+"""What analyses of checkpoints start from: the model with all its groups, and annotated images."""
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+)
+from detectron2.modeling import build_model
+
+from ..checkpoint import GroupCheckpointer
+from ..data.detr_augmentation import build_detr_augmentation
+from ..engine.setup import check_data, settle_config
+from ..errors import UserError
+from ..modeling.meta_arch import SetPredictor
+from ..predictor import config_of, read_checkpoint
+
+
+@dataclass
+class TrainedModel:
+    """A checkpoint, ready to be looked at."""
+
+    cfg: CfgNode
+    model: SetPredictor  # in evaluation mode, with the groups that it was trained with
+    weights: Path
+    dataset: str  # the first of DATASETS.TEST
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the data set."""
+        return MetadataCatalog.get(self.dataset).thing_classes
+
+    def annotated_images(self, number: int | None = None) -> Iterator[dict]:
+        """Images of the test set, one by one, resized as for evaluation, with "instances"."""
+        mapper = DatasetMapper(
+            is_train=True,
+            augmentations=build_detr_augmentation(self.cfg, is_train=False),
+            image_format=self.cfg.INPUT.FORMAT,
+        )
+        dicts = DatasetCatalog.get(self.dataset)[:number]
+        loader = build_detection_test_loader(
+            dicts, mapper=mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS
+        )
+        return itertools.chain.from_iterable(loader)
+
+
+def add_weights_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """--weights and --num-images."""
+    parser.add_argument(
+        "--weights",
+        required=True,
+        nargs="+" if several else None,
+        help="checkpoints of train_net.py",
+    )
+    parser.add_argument("--num-images", type=int, help="the first ones only")
+
+
+def load(weights: str | Path, opts: list[str]) -> TrainedModel:
+    """Builds the model of a checkpoint from the configuration that it carries.
+
+    Raises:
+        UserError: there is no checkpoint, or no data set to test on.
+    """
+    cfg = config_of(read_checkpoint(weights))
+    cfg.merge_from_list(list(opts))
+    settle_config(cfg)
+    if not cfg.DATASETS.TEST:
+        raise UserError(
+            f"{weights} was trained without a test set: name one, DATASETS.TEST \"('name',)\" or "
+            "DATASETS.CUSTOM.VAL_JSON and VAL_IMAGES"
+        )
+    check_data(cfg, cfg.DATASETS.TEST)
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    GroupCheckpointer(model).load(str(weights), checkpointables=[])
+    return TrainedModel(cfg, model, Path(weights), cfg.DATASETS.TEST[0])
+
+
+def checkpoints_of(folder: str | Path) -> dict[int, Path]:
+    """The numbered checkpoints of a training's folder, by number of iterations done.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    found = {
+        int(path.stem.removeprefix("model_")) + 1: path
+        for path in Path(folder).glob("model_*.pth")
+        if path.stem.removeprefix("model_").isdigit()
+    }
+    if len(found) < 2:
+        raise UserError(
+            f"{folder} has {len(found)} numbered checkpoints (model_*.pth): at least two are "
+            "needed, see SOLVER.CHECKPOINT_PERIOD"
+        )
+    return dict(sorted(found.items()))
