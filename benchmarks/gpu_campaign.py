@@ -3,14 +3,16 @@
     python benchmarks/gpu_campaign.py --results docs/results/gpu.json [--minutes 9] [--only cost]
     python benchmarks/gpu_campaign.py --results docs/results/gpu.json --report docs/results.md
 
-Three kinds of tasks, each recorded when it is done and then not repeated:
+Four kinds of tasks, each recorded when it is done and then not repeated:
 
 - correctness: every model on the GPU against the CPU, in float32 and bfloat16, and a training step;
 - cost: time and memory of a training step at K = 1 and 11, 800 x 1333, batch 2;
-- evaluation: time of an image at K = 1 and 11.
+- evaluation: time of an image at K = 1 and 11;
+- training: K = 1 against 11 on generated images of 256 pixels, and with --data on blood cells
+  with an ImageNet ResNet-50, through `analyze sweep`; an interrupted training is resumed.
 
-Trainings are compared with `python -m groupdetr_d2 analyze sweep`, which can be continued too.
-No network is needed.
+No network is needed. --data is a folder with bccd/{annotations,images} and weights/R-50-rgb.pkl (see
+docs/results.md).
 """
 
 import argparse
@@ -29,6 +31,7 @@ from detectron2.modeling import build_model
 
 from groupdetr_d2.analysis.step_cost import make_batch, measure_step
 from groupdetr_d2.analysis.sweep import PACKAGES, describe_machine, version_of
+from groupdetr_d2.commands import analyze
 from groupdetr_d2.engine.setup import build_config
 from groupdetr_d2.engine.solver import build_optimizer
 
@@ -88,7 +91,7 @@ def outputs_and_gradient(model, batch: list[dict], dtype) -> tuple[torch.Tensor,
     outputs = torch.cat([predictions.boxes, predictions.logits.sigmoid()], -1).flatten(0, 2)
     weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1))
     (outputs * weights.to(outputs.device)).sum().backward()
-    gradients = [p.grad.flatten().float().cpu() for p in model.parameters() if p.grad is not None]
+    gradients = [p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None]
     return outputs.detach().float().cpu(), torch.cat(gradients)
 
 
@@ -124,13 +127,16 @@ TASKS = {
     "evaluation": measure_evaluation,
 }
 
+KINDS = [*TASKS, "training"]
+
 
 def run_missing(args: argparse.Namespace, results: dict) -> None:
     """Task after task until the time is over."""
     end = time.monotonic() + 60 * args.minutes
-    wanted = [(kind, name) for kind in args.only for name in MODELS]
+    wanted = [(kind, name) for kind in TASKS if kind in args.only for name in MODELS]
     for kind, name in wanted:
-        if results.get(kind, {}).get(name, {}).get("error", "") is None or time.monotonic() > end:
+        is_done = results.get(kind, {}).get(name, {"error": "missing"})["error"] is None
+        if is_done or time.monotonic() > end:
             continue
         try:
             record = {**TASKS[kind](name, args), "error": None}
@@ -143,6 +149,54 @@ def run_missing(args: argparse.Namespace, results: dict) -> None:
         write_json(args.results, results)
         sys.stdout.write(f"{kind}, {name}: {record['error'] or 'done'}\n")
         sys.stdout.flush()
+
+
+SEEDS = ("0", "1", "2")
+LARGER_SHAPES = (
+    "DATASETS.SHAPES.IMAGE_SIZE 256 DATASETS.SHAPES.MAX_OBJECTS 16 INPUT.MIN_SIZE_TRAIN (256,) "
+    "INPUT.MAX_SIZE_TRAIN 256 INPUT.MIN_SIZE_TEST 256 INPUT.MAX_SIZE_TEST 256 "
+    "MODEL.DETR.NUM_OBJECT_QUERIES 50 SOLVER.IMS_PER_BATCH 16 DATALOADER.NUM_WORKERS 6 "
+    "TEST.EVAL_PERIOD 350 SOLVER.CHECKPOINT_PERIOD 350"
+)
+SHAPES_MODELS = ("conditional_detr", "dab_detr", "dn_detr", "dab_deformable_detr", "dino")
+
+
+def list_trainings(args: argparse.Namespace) -> list[str]:
+    """The --run arguments of a sweep: pairs of K = 1 and 11."""
+    device, runs = f"MODEL.DEVICE {args.device}", []
+    for k in GROUPS:
+        for model in SHAPES_MODELS:
+            config = CONFIGS / f"quick_start/{model}_shapes.yaml"
+            runs.append(
+                f"{model}, shapes 256, K = {k}: {config} MODEL.DETR.NUM_GROUPS {k} {LARGER_SHAPES} "
+                f"{device}"
+            )
+        if args.data:
+            data, config = (
+                args.data.resolve(),
+                CONFIGS / "blood_cells/conditional_detr_R_50_27ep.yaml",
+            )
+            paths = " ".join(
+                f"DATASETS.CUSTOM.{which}_JSON {data}/bccd/annotations/{name}.json "
+                f"DATASETS.CUSTOM.{which}_IMAGES {data}/bccd/images"
+                for which, name in (("TRAIN", "train"), ("VAL", "test"))
+            )
+            runs.append(
+                f"conditional_detr, blood cells, K = {k}: {config} MODEL.DETR.NUM_GROUPS {k} "
+                f"MODEL.WEIGHTS {data}/weights/R-50-rgb.pkl MODEL.RESNETS.STRIDE_IN_1X1 True "
+                f"DATALOADER.NUM_WORKERS 6 {paths} {device}"
+            )
+    return runs
+
+
+def compare_trainings(args: argparse.Namespace, minutes: float) -> None:
+    """Goes on with the sweep; its results stand beside those of the other tasks."""
+    results = args.results.with_name(f"{args.results.stem}_training.json")
+    sweep = ["sweep", "--results", str(results), "--out", "output/gpu_campaign"]
+    sweep += ["--minutes", f"{minutes:.2f}", "--seeds", *SEEDS]
+    for run in list_trainings(args):
+        sweep += ["--run", run]
+    analyze.main([*sweep, *args.opts])
 
 
 def write_json(path: Path, results: dict) -> None:
@@ -212,7 +266,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, required=True, help="JSON that is added to")
     parser.add_argument("--minutes", type=float, default=9, help="no task begins after so long")
-    parser.add_argument("--only", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--only", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--data", type=Path, help="folder with bccd/ and weights/")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--image-size", type=int, nargs=2, default=[800, 1333])
     parser.add_argument("--steps", type=int, default=5)
@@ -226,7 +281,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("this machine has no CUDA device")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    start = time.monotonic()
     run_missing(args, results)
+    left = args.minutes - (time.monotonic() - start) / 60
+    if "training" in args.only and left > 0:
+        compare_trainings(args, left)
 
 
 if __name__ == "__main__":

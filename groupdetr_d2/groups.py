@@ -49,6 +49,10 @@ class QueryGroups:
         """The groups of inference: one, and no denoising."""
         return replace(self, num_groups=1, num_denoising=0)
 
+    def separate(self) -> "QueryGroups":
+        """The same groups, none of which sees another: each as it is at inference."""
+        return replace(self, joint_self_attention=False)
+
     def rows_of(self, bank: Tensor) -> Tensor:
         """The rows of a bank, of these or more groups, that belong to these groups (a view)."""
         return bank[: self.bank_size]

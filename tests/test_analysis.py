@@ -205,7 +205,9 @@ def test_convergence_of_a_folder_and_of_a_results_file(training, tmp_path, capsy
     _, rows = analyze(capsys, "convergence", tmp_path, *arguments)
     first = rows[0]
     assert (first["label"], first["seeds"], float(first["AP"])) == ("K = 1", "2", 2.0)
-    assert [r["iteration"] for r in rows if r["label"] == "K = 3"] == ["3", "6"]
+    own = [r for r in rows if r["label"] == "K = 3"]
+    assert [r["iteration"] for r in own] == ["3", "6"]
+    assert [float(r["epoch"]) for r in own] == [1.5, 3.0]  # 8 images, 4 a batch
 
 
 def test_memory_and_time(tmp_path, capsys):

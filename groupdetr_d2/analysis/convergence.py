@@ -33,10 +33,13 @@ def run(args: argparse.Namespace) -> str:
         label, path = split_label(text)
         runs += read_runs(path, label if "=" in text else "")
     together = by_label(runs)
+    unit = "seconds" if args.equal_time else "epoch"
+    if unit == "epoch" and not all(run.epoch_iters for run in runs):
+        unit = "iteration"
     out = Path(args.out)
     rows = [row for label, same in together.items() for row in curve_rows(label, same)]
     write_csv(out / "convergence.csv", rows)
-    draw(together, rows, args, out / "convergence.png")
+    draw(together, rows, unit, args.pairs, out / "convergence.png")
     last = [f"{k}: {mean_and_spread([r.final_ap for r in same])}" for k, same in together.items()]
     return "last AP: " + "; ".join(last)
 
@@ -50,6 +53,7 @@ def curve_rows(label: str, runs: list[Run]) -> list[dict]:
             "label": label,
             "seeds": len(runs),
             "iteration": int(iteration),
+            "epoch": iteration / (runs[0].epoch_iters or float("nan")),
             "seconds": iteration * seconds,
             "AP": mean,
             "deviation": spread,
@@ -64,14 +68,15 @@ def is_baseline(runs: list[Run]) -> bool:
     return groups == groups.primary()
 
 
-def draw(together: dict[str, list[Run]], rows: list[dict], args, path: Path) -> None:
-    """The curves."""
-    key, xlabel = ("seconds", "seconds") if args.equal_time else ("iteration", "iteration")
-    figure, axes = new_figure("convergence", xlabel, "AP")
+def draw(
+    together: dict[str, list[Run]], rows: list[dict], unit: str, pairs: bool, path: Path
+) -> None:
+    """The curves over `unit`, a column of the rows."""
+    figure, axes = new_figure("convergence", unit, "AP")
     for i, (label, runs) in enumerate(together.items()):
         own = [row for row in rows if row["label"] == label]
-        x, mean, spread = (np.array([r[k] for r in own]) for k in (key, "AP", "deviation"))
-        colour = COLOURS[(i // 2 if args.pairs else i) % len(COLOURS)]
+        x, mean, spread = (np.array([r[k] for r in own]) for k in (unit, "AP", "deviation"))
+        colour = COLOURS[(i // 2 if pairs else i) % len(COLOURS)]
         style = ("--", 1.2) if is_baseline(runs) else ("-", 2.4)
         axes.plot(x, mean, color=colour, linestyle=style[0], linewidth=style[1], label=label)
         if len(runs) > 1:

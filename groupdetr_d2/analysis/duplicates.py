@@ -53,7 +53,7 @@ def measure(trained: TrainedModel, args: argparse.Namespace) -> dict:
     groups = model.groups.primary()
     for image in trained.annotated_images(args.num_images):
         (instances,) = detections_by_group(model, model.predict([image], groups), groups, image)
-        images.append(image)
+        images.append({key: image[key] for key in ("image_id", "height", "width")})
         found.append(instances)
         suppressed.append(suppress(instances))
         counts += boxes_per_object(instances[instances.scores >= args.threshold], image)

@@ -47,12 +47,12 @@ def run(args: argparse.Namespace) -> str:
 @torch.no_grad()
 def evaluate_groups(trained: TrainedModel, num_images: int | None) -> dict:
     """COCO's metrics by group number, and by the name of a fusion of all groups."""
-    model, groups = trained.model, trained.model.groups
+    model, groups = trained.model, trained.model.groups.separate()
     images, found = [], defaultdict(list)
     for image in trained.annotated_images(num_images):
         alone = detections_by_group(model, model.predict([image], groups), groups, image)
         merged = {name: merge(alone, model.detections_per_image) for name, merge in FUSIONS.items()}
-        images.append(image)
+        images.append({key: image[key] for key in ("image_id", "height", "width")})
         for name, instances in [*enumerate(alone), *merged.items()]:
             found[name].append(instances)
     whole = num_images is None

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> str:
     trained, out = load(args.weights, args.opts), Path(args.out)
     rows, near, far = [], [], []
     for image in trained.annotated_images(args.num_images):
-        if not len(image["instances"]):
-            continue
+        if not 0 < len(image["instances"]) <= trained.model.groups.num_queries:
+            continue  # no object, or more than a group can answer for
         answers = matched_queries(trained, image)
         picture = draw(image, answers)
         cv2.imwrite(str(out / f"queries_{image['image_id']}.png"), picture)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> str:
 @torch.no_grad()
 def matched_queries(trained: TrainedModel, image: dict) -> Answers:
     """Matches the last layer of every group with the image's objects."""
-    model, groups = trained.model, trained.model.groups
+    model, groups = trained.model, trained.model.groups.separate()
     features = model.backbone(model.preprocess_image([image]).tensor)
     memory = model.head.encode(features, None)
     predictions = model.head.decode(memory, groups)

@@ -87,6 +87,9 @@ def read_folder(folder: Path, label: str) -> Run:
         seed=config["SEED"],
         ap=ap,
         num_groups=config["MODEL"]["DETR"]["NUM_GROUPS"],
+        epoch_iters=next(
+            ((r["iteration"] + 1) / r["epoch"] for r in metrics if "epoch" in r), None
+        ),
         seconds=float(np.median(times)) if times else None,
     )
 

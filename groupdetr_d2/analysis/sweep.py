@@ -148,6 +148,7 @@ def make_record(job: Job, run: Run, threads: int) -> dict:
         **asdict(job),
         "opts": list(job.opts),
         "num_groups": cfg.MODEL.DETR.NUM_GROUPS,
+        "epoch_iters": run.epoch_iters,
         "AP": run.ap,
         "seconds_per_iteration": run.seconds,
         "versions": {name: version_of(name) for name in PACKAGES},

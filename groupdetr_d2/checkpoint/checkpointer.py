@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 
+import safetensors.torch
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
@@ -14,8 +15,16 @@ from ..errors import UserError
 from ..groups import QueryGroups, resize_query_bank
 from ..layers.per_group import PerGroup
 from ..modeling.queries import QueryBank
+from .safe_pickle import load_pickle
 
 logger = logging.getLogger(__name__)
+UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
 NOISE = 0.02  # relative to the bank's spread; copies of a query would otherwise train alike
 
 
@@ -32,11 +41,15 @@ class GroupCheckpointer(DetectionCheckpointer):
     Args:
         load_only: patterns of the names that a new run takes from a checkpoint (MODEL.LOAD_ONLY);
             all, if there are none. A resumed run takes everything.
+
+    Attributes:
+        trust: whether files may run code when they are read; by default they cannot.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, load_only=(), **checkpointables):
         super().__init__(model, save_dir, **checkpointables)
         self.load_only, self.wanted = tuple(load_only), ()
+        self.trust = False
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """Detectron2's, with an error that names a missing file."""
@@ -58,10 +71,13 @@ class GroupCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict:
         try:
-            if filename.endswith((".pkl", ".pyth")):
-                return super()._load_file(filename)
-            loaded = torch.load(filename, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+            if filename.endswith(".pkl"):
+                return _detectron2_content(load_pickle(filename, trust=self.trust))
+            if filename.endswith(".safetensors"):
+                loaded = safetensors.torch.load_file(filename)
+            else:
+                loaded = torch.load(filename, map_location="cpu", weights_only=not self.trust)
+        except UNREADABLE as error:
             raise CheckpointError(
                 f"checkpoint {filename} cannot be read: it is truncated, no checkpoint at all, or "
                 "holds Python objects other than tensors and plain values. Copy it again, use an "
@@ -69,6 +85,9 @@ class GroupCheckpointer(DetectionCheckpointer):
                 f"groupdetr_d2 convert` first ({type(error).__name__}: {str(error)[:200]})"
             ) from error
         loaded = loaded if "model" in loaded else {"model": loaded}
+        if "model_state" in loaded["model"]:  # pycls's .pyth
+            model = loaded["model"]["model_state"]
+            return {"model": model, "__author__": "pycls", "matching_heuristics": True}
         if "patch_embed.proj.weight" in loaded["model"]:
             loaded["model"] = _swin_backbone(loaded["model"])
         return loaded
@@ -85,6 +104,15 @@ class GroupCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         _warn_if_nothing_loaded(self.model, incompatible)
         return incompatible
+
+
+def _detectron2_content(content: dict) -> dict:
+    """A pickle of Detectron2's or Detectron1's model zoo as the checkpoint that it stands for."""
+    if "model" in content and "__author__" in content:
+        return content
+    blobs = content.get("blobs", content)
+    model = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
+    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 def select_names(state_dict: dict, patterns: tuple[str, ...]) -> dict:

@@ -22,6 +22,11 @@ def build_parser():
         parser.add_argument(
             f"--{flag.replace('_', '-')}", default="", metavar="PATH", help=help_text
         )
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="let MODEL.WEIGHTS run code when it is read: pickles of more than arrays need it",
+    )
     return parser
 
 
@@ -36,9 +41,11 @@ def main(args):
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = GroupCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.trust = args.trust_checkpoint
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
+    trainer.checkpointer.trust = args.trust_checkpoint
     if args.resume and not trainer.checkpointer.has_checkpoint():
         logger.warning("%s has no checkpoint to resume: this is a new run", cfg.OUTPUT_DIR)
     trainer.resume_or_load(resume=args.resume)

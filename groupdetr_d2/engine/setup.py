@@ -7,6 +7,7 @@ import re
 from argparse import Namespace
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
@@ -27,10 +28,11 @@ class ConfigError(UserError):
 
 
 def build_config(config_file: str = "", opts: list | None = None) -> CfgNode:
-    """The configuration of a yaml with overrides, not frozen.
+    """The configuration of a yaml with overrides, not frozen; nothing in it is evaluated.
 
     Raises:
-        ConfigError: a file or key does not exist; the nearest known key is named.
+        ConfigError: a file or key does not exist (the nearest known key is named), or the file is
+            no plain yaml.
     """
     cfg = get_cfg()
     add_groupdetr_config(cfg)
@@ -38,15 +40,15 @@ def build_config(config_file: str = "", opts: list | None = None) -> CfgNode:
         raise ConfigError(f"the configuration file {config_file} does not exist")
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(list(opts or []))
-    except (KeyError, AssertionError, ValueError) as error:
+    except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(_explain(error, cfg, config_file)) from error
     return cfg
 
 
 def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
-    text = str(error.args[0] if error.args else error)
+    text = str(error if isinstance(error, yaml.YAMLError) or not error.args else error.args[0])
     match = re.search(r"Non-existent (?:config )?key: ([\w.]+)", text)
     if not match:
         hint = "; options such as --resume come before KEY VALUE pairs" if "pairs" in text else ""

@@ -70,6 +70,12 @@ class Trainer(DefaultTrainer):
         super().train()
         return getattr(self, "_last_eval_results", None)
 
+    def after_step(self):
+        """Also counts epochs, so that metrics.json can be read without the data set."""
+        epoch = (self.iter + 1) / self.epoch_iters
+        self.storage.put_scalar("epoch", epoch, smoothing_hint=False)
+        super().after_step()
+
     @classmethod
     def build_model(cls, cfg) -> nn.Module:
         """The model on its device; the log gets its size rather than its printout."""

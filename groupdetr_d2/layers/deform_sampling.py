@@ -47,17 +47,21 @@ def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
 
 
 def reference(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """See :func:`sample_levels`; positions and sums are float32 at least."""
+    """See :func:`sample_levels`; positions and sums are float32 at least.
+
+    Level by level, each with a grid of its own that lies in one piece: `grid_sample` on a CPU takes
+    up to twice as long with a slice of all levels' (benchmarks/deform_sampling.py).
+    """
     dtype = torch.promote_types(value.dtype, torch.float32)
     batch, num_queries, heads = locations.shape[:3]
-    grid = (2 * locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (B*heads, Q, levels, ...)
-    weights = weights.to(dtype).transpose(1, 2).flatten(0, 1)[:, None]  # (B*heads, 1, Q, levels, .)
     total = 0
     parts = value.to(dtype).split([h * w for h, w in shapes], dim=1)
     for i, (part, (height, width)) in enumerate(zip(parts, shapes, strict=True)):
         level = part.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width)
-        samples = F.grid_sample(level, grid[:, :, i], align_corners=False)
-        total = total + (samples * weights[:, :, :, i]).sum(-1)  # (B*heads, C / heads, Q)
+        grid = (2 * locations[:, :, :, i].to(dtype) - 1).transpose(1, 2).flatten(0, 1)
+        samples = F.grid_sample(level, grid, align_corners=False)  # (B*heads, C / heads, Q, points)
+        weight = weights[:, :, :, i].to(dtype).transpose(1, 2).flatten(0, 1)[:, None]
+        total = total + (samples * weight).sum(-1)  # (B*heads, C / heads, Q)
     return total.reshape(batch, -1, num_queries).transpose(1, 2).to(value.dtype)
 
 
