@@ -8,11 +8,11 @@ Four kinds of tasks, each recorded when it is done and then not repeated:
 - correctness: every model on the GPU against the CPU, in float32 and bfloat16, and a training step;
 - cost: time and memory of a training step at K = 1 and 11, 800 x 1333, batch 2;
 - evaluation: time of an image at K = 1 and 11;
-- training: K = 1 against 11 on generated images of 256 pixels, and with --data on blood cells
-  with an ImageNet ResNet-50, through `analyze sweep`; an interrupted training is resumed.
+- training: K = 1 against 11 on generated images of 256 pixels; with --data on blood cells too,
+  from an ImageNet ResNet-50; through `analyze sweep`; an interrupted training is resumed.
 
-No network is needed. --data is a folder with bccd/{annotations,images} and weights/R-50-rgb.pkl (see
-docs/results.md).
+No network is needed. --data is a folder with bccd/{annotations,images} and weights/R-50-rgb.pkl
+(see docs/results.md).
 """
 
 import argparse

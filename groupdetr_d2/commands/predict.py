@@ -4,10 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..data.image_file import find_image_files
 from ..engine.launch import report_errors
 from ..predictor import Predictor
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +37,7 @@ def list_images(paths: list[str]) -> list[Path]:
     found = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            found += find_image_files(path, deep=False)
         else:
             found.append(path)
     return found

@@ -58,7 +58,7 @@ def read_classes(json_file: str) -> list[str]:
     Raises:
         DatasetError: naming the file, the first entry that is wrong, and the remedy.
     """
-    content = _read_json(json_file)
+    content = read_json(json_file)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise DatasetError(f"{json_file} has no list {key!r}: it is not in COCO's format")
@@ -96,7 +96,12 @@ def _check_fields(json_file: str, what: str, entries: list[dict], fields: tuple[
         raise DatasetError(f"{json_file}: some {what} share an id; every id must be unique")
 
 
-def _read_json(json_file: str) -> dict:
+def read_json(json_file: str) -> dict:
+    """The object of a JSON file.
+
+    Raises:
+        DatasetError: it does not exist or is something else.
+    """
     if not os.path.isfile(json_file):
         raise DatasetError(f"the annotation file {json_file} does not exist")
     try:

@@ -1,0 +1,217 @@
+"""A look at a data set before training: everything that is wrong with it, and what is in it.
+
+Training checks the same things fast (custom.py, checks.py) and stops at the first; here the images
+are opened too, and all findings come together.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from .checks import is_usable_box
+from .custom import REQUIRED, read_json
+
+ORIENTATION, ROTATED = 0x0112, {5, 6, 7, 8}  # EXIF: the picture lies on its side
+SMALL, MEDIUM = 32**2, 96**2  # COCO's limits of area, in pixels
+SHOWN = 5  # examples of a kind of finding
+
+
+@dataclass
+class Finding:
+    """Something that is wrong, in one place or in many."""
+
+    is_error: bool  # else a warning
+    text: str
+    examples: list[str]
+
+    def __str__(self) -> str:
+        shown = "; ".join(self.examples[:SHOWN])
+        more = len(self.examples) - SHOWN
+        rest = f"; and {more} more" if more > 0 else ""
+        return f"{'error' if self.is_error else 'warning'}: {self.text}: {shown}{rest}"
+
+
+@dataclass
+class Inspection:
+    """What was found in a data set."""
+
+    findings: list[Finding] = field(default_factory=list)
+    numbers: dict = field(default_factory=dict)  # plain values, see `count`
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether training on it would stop or go wrong."""
+        return any(finding.is_error for finding in self.findings)
+
+    def add(self, is_error: bool, text: str, examples: Iterable) -> None:
+        """Records a finding, if there are examples of it."""
+        examples = [str(x) for x in examples]
+        if examples:
+            self.findings.append(Finding(is_error, text, examples))
+
+
+def inspect_coco(
+    json_file: str, image_root: str, *, num_queries: int = 300, decode: bool = True
+) -> Inspection:
+    """Checks annotations in COCO's format, and their images.
+
+    Args:
+        num_queries: of a group of the model that is to be trained.
+        decode: whether every image is read to its end; else its header alone.
+
+    Raises:
+        DatasetError: the json cannot be read at all.
+    """
+    content, inspection = read_json(json_file), Inspection()
+    for key in REQUIRED:
+        if not isinstance(content.get(key), list):
+            inspection.add(True, "the json lacks a list", [key])
+    if inspection.has_errors:
+        return inspection
+    for key, names in REQUIRED.items():
+        for name in names:
+            lacking = [str(x)[:80] for x in content[key] if name not in x]
+            inspection.add(True, f"{key} without {name!r}", lacking)
+    if inspection.has_errors:  # what follows reads these fields
+        return inspection
+    _check_ids(content, inspection)
+    _check_boxes(content, inspection)
+    _check_images(content["images"], Path(image_root), decode, inspection)
+    _check_contents(content, num_queries, inspection)
+    inspection.numbers = count(content)
+    return inspection
+
+
+def _check_ids(content: dict, inspection: Inspection) -> None:
+    for key in REQUIRED:
+        repeated = Counter(x["id"] for x in content[key])
+        inspection.add(True, f"{key} share an id", [i for i, n in repeated.items() if n > 1])
+    files = Counter(x["file_name"] for x in content["images"])
+    inspection.add(True, "images listed more than once", [f for f, n in files.items() if n > 1])
+    for what, key, place in (
+        ("image", "images", "image_id"),
+        ("class", "categories", "category_id"),
+    ):
+        known = {x["id"] for x in content[key]}
+        unknown = [
+            f"annotation {a['id']} ({a[place]})"
+            for a in content["annotations"]
+            if a[place] not in known
+        ]
+        inspection.add(True, f"annotations of an unknown {what}", unknown)
+
+
+def _check_boxes(content: dict, inspection: Inspection) -> None:
+    sizes = {x["id"]: (x["file_name"], x["width"], x["height"]) for x in content["images"]}
+    bad, over, seen, twice = [], [], set(), []
+    for a in content["annotations"]:
+        if a["image_id"] not in sizes:
+            continue
+        name, width, height = sizes[a["image_id"]]
+        where, box = f"{name}, annotation {a['id']} {a['bbox']}", a["bbox"]
+        if len(box) != 4 or not is_usable_box(box, BoxMode.XYWH_ABS, width, height):
+            bad.append(where)
+        elif min(box[:2]) < -1 or box[0] + box[2] > width + 1 or box[1] + box[3] > height + 1:
+            over.append(where)
+        key = (a["image_id"], a["category_id"], *box)
+        if key in seen:
+            twice.append(where)
+        seen.add(key)
+    inspection.add(True, "boxes (x, y, w, h) not finite, without area or outside their image", bad)
+    inspection.add(False, "boxes partly outside their image, which are cut off", over)
+    inspection.add(False, "boxes given twice", twice)
+
+
+def _check_images(images: list[dict], root: Path, decode: bool, inspection: Inspection) -> None:
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda image: look_at(root / image["file_name"], decode), images))
+    missing, unreadable, other = [], [], []
+    for image, (size, problem) in zip(images, found, strict=True):
+        name = image["file_name"]
+        if problem:
+            (missing if problem == "missing" else unreadable).append(
+                name if problem == "missing" else f"{name} ({problem})"
+            )
+        elif size != (image["width"], image["height"]):
+            other.append(
+                f"{name} is {size[0]} x {size[1]}, not {image['width']} x {image['height']}"
+            )
+    inspection.add(True, f"images missing in {root}", missing)
+    inspection.add(True, "images that cannot be read", unreadable)
+    inspection.add(True, "images of another size than the json says (width x height)", other)
+
+
+def look_at(path: Path, decode: bool) -> tuple[tuple[int, int] | None, str]:
+    """Width and height as Detectron2 will see them (turned by EXIF), and what is wrong, if so."""
+    if not path.is_file():
+        return None, "missing"
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            if decode:
+                image.load()
+            has_exif = decode or image.format != "PNG"  # looking for it decodes a PNG
+            rotated = has_exif and image.getexif().get(ORIENTATION) in ROTATED
+        return (size[::-1] if rotated else size), ""
+    except Exception as error:  # an image library can raise anything
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _check_contents(content: dict, num_queries: int, inspection: Inspection) -> None:
+    objects, crowds = defaultdict(int), defaultdict(int)
+    for a in content["annotations"]:
+        (crowds if a["iscrowd"] else objects)[a["image_id"]] += 1
+    names = {x["id"]: x["file_name"] for x in content["images"]}
+    alone = [names[i] for i in crowds if i in names and not objects[i]]
+    inspection.add(False, "images with crowds alone, which count as empty", alone)
+    empty = [name for i, name in names.items() if not objects[i] and not crowds[i]]
+    inspection.add(False, "images without objects, which train as background", empty)
+    many = [f"{names[i]} ({n})" for i, n in objects.items() if i in names and n > num_queries]
+    text = f"images with more objects than MODEL.DETR.NUM_OBJECT_QUERIES ({num_queries})"
+    inspection.add(False, text, many)
+    used = {a["category_id"] for a in content["annotations"]}
+    unused = [c["name"] for c in content["categories"] if c["id"] not in used]
+    inspection.add(False, "classes without any object", unused)
+    repeated = Counter(c["name"] for c in content["categories"])
+    inspection.add(False, "classes with the same name", [n for n, k in repeated.items() if k > 1])
+
+
+def count(content: dict) -> dict:
+    """Images, objects, classes, objects per image, and the distribution of box sizes."""
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    classes = Counter(names.get(a["category_id"], "?") for a in content["annotations"])
+    per_image = Counter(a["image_id"] for a in content["annotations"])
+    numbers = [per_image.get(x["id"], 0) for x in content["images"]]
+    sizes = {x["id"]: max(x["width"], x["height"]) for x in content["images"]}
+    areas, sides = [], []
+    for a in content["annotations"]:
+        area = a["bbox"][2] * a["bbox"][3]
+        if a["image_id"] in sizes and math.isfinite(area) and area > 0:
+            areas.append(area)
+            sides.append(area**0.5 / sizes[a["image_id"]])
+    quantiles = np.quantile(sides, [0.05, 0.25, 0.5, 0.75, 0.95]) if sides else []
+    return {
+        "images": len(content["images"]),
+        "objects": len(content["annotations"]),
+        "classes": {names[i]: classes.get(names[i], 0) for i in sorted(names)},
+        "objects per image": {
+            "mean": float(np.mean(numbers)) if numbers else 0.0,
+            "median": float(np.median(numbers)) if numbers else 0.0,
+            "most": max(numbers, default=0),
+        },
+        "box sizes": {
+            "small (< 32 x 32 pixels)": sum(a < SMALL for a in areas),
+            "medium": sum(SMALL <= a < MEDIUM for a in areas),
+            "large (> 96 x 96 pixels)": sum(a >= MEDIUM for a in areas),
+        },
+        "side of a box relative to its image (5, 25, 50, 75, 95 %)": [
+            round(float(q), 4) for q in quantiles
+        ],
+    }
