@@ -25,6 +25,12 @@ def _add_model_keys(cfg: CN) -> None:
     # what a new run takes from MODEL.WEIGHTS: patterns of names as above; all that fits, if empty
     cfg.MODEL.LOAD_ONLY = []
 
+    cfg.MODEL.EMA = CN()
+    # a running mean of the weights, which is evaluated and used for inference
+    cfg.MODEL.EMA.ENABLED = False
+    # the share of the mean that an iteration keeps
+    cfg.MODEL.EMA.DECAY = 0.9998
+
     cfg.MODEL.DETR = CN()
     # a name of the registry of variants, see groupdetr_d2/variants/
     cfg.MODEL.DETR.VARIANT = "conditional_detr"
@@ -122,6 +128,17 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
     # parameters with one of these in their name learn at the backbone's rate too
     cfg.SOLVER.SLOW_NAMES = []
+    # parts of a batch that go through the model one after another: less memory, the same gradient
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # length of the training in epochs instead of MAX_ITER; STEPS move along in proportion, and
+    # evaluation and checkpoints come once an epoch. 0: MAX_ITER holds
+    cfg.SOLVER.EPOCHS = 0
+    # batch size that BASE_LR is meant for: with another one it is changed in proportion. 0: never
+    cfg.SOLVER.REFERENCE_BATCH = 0
+    # evaluations without a better AP after which the training ends; 0: never
+    cfg.SOLVER.PATIENCE = 0
+    # numbered checkpoints that are kept, the last ones; 0: all
+    cfg.SOLVER.KEEP_CHECKPOINTS = 0
     cfg.SOLVER.BASE_LR = 1e-4
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
     cfg.SOLVER.WARMUP_ITERS = 0

@@ -48,18 +48,19 @@ class GroupCheckpointer(DetectionCheckpointer):
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, load_only=(), **checkpointables):
         super().__init__(model, save_dir, **checkpointables)
-        self.load_only, self.wanted = tuple(load_only), ()
+        self.load_only, self.wanted, self.is_new_use = tuple(load_only), (), False
         self.trust = False
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """Detectron2's, with an error that names a missing file."""
-        self.wanted = self.load_only if checkpointables == [] else ()
+        self.is_new_use = checkpointables == []
+        self.wanted = self.load_only if self.is_new_use else ()
         if path and "://" not in path and not os.path.isfile(path):
             raise CheckpointError(f"the checkpoint {path} (MODEL.WEIGHTS) does not exist")
         return super().load(path, checkpointables)
 
-    def save(self, name: str, **kwargs) -> None:
-        """Writes `name`.pth and tags it as the last checkpoint."""
+    def save(self, name: str, *, tag: bool = True, **kwargs) -> None:
+        """Writes `name`.pth, and unless `tag` is False makes it the one that is resumed from."""
         if not self.save_dir or not self.save_to_disk:
             return
         parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
@@ -67,7 +68,8 @@ class GroupCheckpointer(DetectionCheckpointer):
         logger.info("Saving checkpoint to %s", path)
         torch.save({"model": self.model.state_dict(), **parts, **kwargs}, path + ".unfinished")
         os.replace(path + ".unfinished", path)
-        self.tag_last_checkpoint(os.path.basename(path))
+        if tag:
+            self.tag_last_checkpoint(os.path.basename(path))
 
     def _load_file(self, filename: str) -> dict:
         try:
@@ -93,6 +95,9 @@ class GroupCheckpointer(DetectionCheckpointer):
         return loaded
 
     def _load_model(self, checkpoint: dict):
+        if self.is_new_use and "mean_weights" in checkpoint:
+            logger.info("the checkpoint has a running mean of its weights (MODEL.EMA): it is used")
+            checkpoint["model"] = checkpoint["mean_weights"]["model"]
         if self.wanted:
             checkpoint["model"] = select_names(checkpoint["model"], self.wanted)
         if not checkpoint.get("matching_heuristics", False):

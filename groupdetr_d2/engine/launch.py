@@ -11,6 +11,7 @@ import torch
 from detectron2.engine import launch as detectron2_launch
 
 from ..errors import UserError
+from .cluster import find_placement, join
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # <malloc.h>
 
@@ -18,9 +19,20 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # <malloc.h>
 def launch(main: Callable, args) -> None:
     """Runs ``main(args)`` in every process that --num-gpus and --num-machines ask for.
 
+    Under torchrun and `srun` the processes are there already, and this is one of them.
+
     Raises:
         UserError: more processes a machine than it has GPUs.
     """
+    with report_errors():
+        place = find_placement(os.environ)
+        if place is not None:
+            args.num_gpus = place.local_world_size
+            join(place)
+    if place is not None:
+        _prepared(main, args)
+        torch.distributed.destroy_process_group()
+        return
     available = torch.cuda.device_count()
     if available and args.num_gpus > available:
         raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {available} GPUs")

@@ -29,8 +29,11 @@ class ReportHook(HookBase):
 
     def after_train(self):
         """Only of a run that came to its end."""
-        if self.trainer.iter < self.trainer.max_iter:
-            return
+        if self.trainer.iter >= self.trainer.max_iter:
+            self.report()
+
+    def report(self):
+        """Also of a run that ended early because it got no better."""
         draw_curves(self.folder, self.folder / "curves.png")
         if self.cfg.DATASETS.TEST:
             picture = draw_predictions(self.cfg, self.model, self.cfg.DATASETS.TEST[0])
@@ -44,7 +47,8 @@ class ReportHook(HookBase):
         folder = shlex.quote(str(self.folder))
         python = sys.executable
         train = f"{python} train_net.py --config-file {folder}/config.yaml"
-        weights = f"{folder}/model_final.pth"
+        last = self.folder / "model_final.pth"
+        weights = f"{folder}/{'model_final' if last.is_file() else 'model_best'}.pth"
         sample = "IMAGE.jpg"
         if self.cfg.DATASETS.TEST:
             sample = shlex.quote(DatasetCatalog.get(self.cfg.DATASETS.TEST[0])[0]["file_name"])

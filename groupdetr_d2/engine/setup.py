@@ -18,6 +18,7 @@ from ..data.checks import DatasetError, check_classes
 from ..data.custom import register_custom_datasets
 from ..data.shapes import register_shapes
 from ..errors import UserError
+from .schedule import settle_schedule
 
 logger = logging.getLogger(__name__)
 CUSTOM_FLAGS = ("train_json", "train_images", "val_json", "val_images")
@@ -85,6 +86,9 @@ def setup_config(args: Namespace) -> CfgNode:
             raise ConfigError(f"--{flag}-images is given without --{flag}-json ANNOTATIONS")
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="groupdetr_d2")
     settle_config(cfg)
+    if not getattr(args, "eval_only", False):
+        check_data(cfg, cfg.DATASETS.TRAIN if cfg.SOLVER.EPOCHS else ())
+        settle_schedule(cfg)
     cfg.freeze()
     return cfg
 
@@ -130,6 +134,12 @@ def _check_batch(cfg: CfgNode) -> None:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a multiple of the number "
             f"of processes ({world_size})"
+        )
+    parts = cfg.SOLVER.ACCUMULATE_STEPS
+    if parts < 1 or (cfg.SOLVER.IMS_PER_BATCH // world_size) % parts:
+        raise ConfigError(
+            f"SOLVER.ACCUMULATE_STEPS ({parts}) must divide the images of a process "
+            f"({cfg.SOLVER.IMS_PER_BATCH // world_size})"
         )
     if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
         logger.warning("a CPU emulates float16, many times slower: use SOLVER.AMP.DTYPE bfloat16")

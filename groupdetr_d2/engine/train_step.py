@@ -1,5 +1,6 @@
 """One training iteration, and what is said when its numbers are not finite."""
 
+import contextlib
 import time
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from ..checkpoint import CheckpointError
 from ..errors import UserError
+from ..losses.criterion import average_over_processes
 from ..losses.matcher import NonFiniteCostError
 
 
@@ -25,10 +27,15 @@ class TrainStep(SimpleTrainer):
     Args:
         clip_norm: bound of the norm of all gradients together; 0 for none.
         amp_dtype: of autocast; None for full precision.
+        accumulate_steps: parts of a batch that go through the model one after another, which takes
+            less memory; the gradient is that of the whole batch.
     """
 
-    def __init__(self, model, data_loader, optimizer, *, clip_norm, amp_dtype, seed):
+    def __init__(
+        self, model, data_loader, optimizer, *, clip_norm, amp_dtype, seed, accumulate_steps=1
+    ):
         super().__init__(model, data_loader, optimizer)
+        self.accumulate_steps = accumulate_steps
         self.clip_norm, self.amp_dtype, self.seed = clip_norm, amp_dtype, seed
         self.device = next(model.parameters()).device
         scaled = amp_dtype == torch.float16
@@ -41,20 +48,39 @@ class TrainStep(SimpleTrainer):
         data_time = time.perf_counter() - start
         torch.manual_seed(hash((self.seed, comm.get_rank(), self.iter)) % 2**63)
         self.optimizer.zero_grad()
-        losses = self.compute_losses(batch)
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        losses = self.compute_gradients(batch)
         self.after_backward()
-        names, values = list(losses), torch.stack(list(losses.values())).detach().cpu()
+        names, values = list(losses), torch.stack(list(losses.values())).cpu()
         if not values.isfinite().all():
             raise NonFiniteLossError(self._describe(batch, dict(zip(names, values, strict=True))))
         self._write_metrics(dict(zip(names, values, strict=True)), data_time)
         self._update()
 
-    def compute_losses(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+    def compute_gradients(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+        """Backward of all parts of the batch; returns the batch's losses, without gradients."""
+        num_targets = average_over_processes(sum(len(x["instances"]) for x in batch))
+        size = -(-len(batch) // self.accumulate_steps)
+        parts = [batch[i : i + size] for i in range(0, len(batch), size)]
+        totals: dict[str, torch.Tensor] = {}
+        for i, part in enumerate(parts):
+            is_last = i == len(parts) - 1
+            with contextlib.nullcontext() if is_last else self._no_communication():
+                losses = self.compute_losses(part, num_targets)
+                self.grad_scaler.scale(sum(losses.values())).backward()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0) + value.detach()
+        return totals
+
+    def _no_communication(self):
+        """Gradients are exchanged once a batch, after its last part."""
+        is_wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
+        return self.model.no_sync() if is_wrapped else contextlib.nullcontext()
+
+    def compute_losses(self, batch: list[dict], num_targets: float) -> dict[str, torch.Tensor]:
         """The model's weighted losses under autocast."""
         with self._autocast():
             try:
-                return self.model(batch)
+                return self.model(batch, num_targets)
             except NonFiniteCostError as error:
                 raise NonFiniteLossError(self._describe(batch, {}, error.images)) from error
 

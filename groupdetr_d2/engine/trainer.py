@@ -17,6 +17,8 @@ from ..checkpoint import GroupCheckpointer
 from ..data.checks import check_annotations
 from ..data.loader import TrainingSet, build_test_loader, build_train_loader
 from ..errors import UserError
+from .best import Best, BestHook, NoImprovement
+from .ema import MeanWeights, MeanWeightsHook
 from .freezing import freeze
 from .progress import ProgressPrinter
 from .report import ReportHook
@@ -44,14 +46,21 @@ class Trainer(DefaultTrainer):
             clip_norm=clip_norm_of(cfg),
             amp_dtype=getattr(torch, cfg.SOLVER.AMP.DTYPE) if cfg.SOLVER.AMP.ENABLED else None,
             seed=cfg.SEED,
+            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.best, saved = Best(), {}
+        if cfg.MODEL.EMA.ENABLED:
+            self.mean = saved["mean_weights"] = MeanWeights(self.raw_model, cfg.MODEL.EMA.DECAY)
+        self.evaluated_model = self.mean.model if cfg.MODEL.EMA.ENABLED else self.raw_model
         self.checkpointer = GroupCheckpointer(
             self.raw_model,
             cfg.OUTPUT_DIR,
             load_only=cfg.MODEL.LOAD_ONLY,
             trainer=weakref.proxy(self),
             run=RunInfo(cfg),
+            best=self.best,
+            **saved,
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -67,7 +76,13 @@ class Trainer(DefaultTrainer):
         seed_cfg.defrost()
         seed_cfg.SEED = self._trainer.seed  # of the run that is resumed, if one is
         self._trainer.data_loader = build_train_loader(seed_cfg, self.training_set, self.start_iter)
-        super().train()
+        try:
+            super().train()
+        except NoImprovement as end:
+            logger.info("%s", end)
+            for hook in self._hooks:
+                if isinstance(hook, ReportHook):
+                    hook.report()
         return getattr(self, "_last_eval_results", None)
 
     def after_step(self):
@@ -110,18 +125,23 @@ class Trainer(DefaultTrainer):
         """Timing, schedule, checkpoints (before evaluation), evaluation, writers, report."""
         cfg = self.cfg
         built = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.MODEL.EMA.ENABLED:
+            built.append(MeanWeightsHook(self.mean, self.raw_model))
         if comm.is_main_process():
-            period = cfg.SOLVER.CHECKPOINT_PERIOD
-            built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
+            period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.KEEP_CHECKPOINTS
+            built.append(
+                hooks.PeriodicCheckpointer(self.checkpointer, period, max_to_keep=keep or None)
+            )
         if cfg.DATASETS.TEST:
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+            built.append(BestHook(self.best, self.checkpointer, cfg.SOLVER.PATIENCE))
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
-            built.append(ReportHook(cfg, self.raw_model))
+            built.append(ReportHook(cfg, self.evaluated_model))
         return built
 
     def _evaluate(self):
-        self._last_eval_results = self.test(self.cfg, self.raw_model)
+        self._last_eval_results = self.test(self.cfg, self.evaluated_model)
         return self._last_eval_results
 
     def build_writers(self):

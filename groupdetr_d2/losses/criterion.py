@@ -41,15 +41,24 @@ class SetCriterion(nn.Module):
         self.match_seconds = 0.0
 
     def forward(
-        self, predictions: Predictions, targets: Targets, groups: QueryGroups
+        self,
+        predictions: Predictions,
+        targets: Targets,
+        groups: QueryGroups,
+        num_targets: float | None = None,
     ) -> dict[str, Tensor]:
         """
+        Args:
+            num_targets: what the losses are the mean over, if not this batch's targets (their mean
+                over processes): those of a larger batch that this one is a part of.
+
         Returns:
             weighted losses; ``_i`` marks those of layer ``i``, the last layer's are unmarked;
             ``_dn`` marks those of denoising queries, ``_enc`` those of a first stage.
         """
         self.match_seconds = 0.0
-        num_targets = average_over_processes(sum(targets.counts))
+        if num_targets is None:
+            num_targets = average_over_processes(sum(targets.counts))
         normalizer = groups.normalizer(num_targets)
         losses = self._matched_losses(predictions, targets, groups, num_targets)
         if predictions.denoised is not None:

@@ -58,11 +58,14 @@ class SetPredictor(nn.Module, ABC):
         """Where images have to be."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+    def forward(
+        self, batched_inputs: list[dict], num_targets: float | None = None
+    ) -> dict[str, Tensor] | list[dict]:
         """
         Args:
             batched_inputs: Detectron2's dataset dicts with "image" (3, H, W) and, in training,
                 "instances".
+            num_targets: see :class:`SetCriterion`; for batches that are trained on part by part.
 
         Returns:
             weighted losses by name in training, else ``[{"instances": Instances}]`` in the
@@ -74,7 +77,7 @@ class SetPredictor(nn.Module, ABC):
         targets = self.build_targets(batched_inputs)
         predictions = self.predict(batched_inputs, groups, targets)
         with torch.autocast(self.device.type, enabled=False):
-            losses = self.criterion(predictions, targets, groups)
+            losses = self.criterion(predictions, targets, groups, num_targets)
         if has_event_storage():
             seconds = self.criterion.match_seconds
             get_event_storage().put_scalar("match_time", seconds, smoothing_hint=False)

@@ -1,0 +1,47 @@
+"""A running mean of the weights (MODEL.EMA), on PyTorch's `AveragedModel`."""
+
+from detectron2.engine import HookBase
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+class MeanWeights:
+    """The model with averaged weights; its state is that of the model inside."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        # buffers are copied, not averaged: the sizes of query banks are among them
+        def take_in(means: list[Tensor], values: list[Tensor], updates: Tensor) -> None:
+            count = float(updates)  # at first the mean follows fast, or it would stay at the start
+            share = min(decay, (1 + count) / (10 + count))
+            get_ema_multi_avg_fn(share)(means, values, updates)
+
+        self.averaged = AveragedModel(model, multi_avg_fn=take_in)
+
+    @property
+    def model(self) -> nn.Module:
+        """For evaluation."""
+        return self.averaged.module
+
+    def update(self, model: nn.Module) -> None:
+        """Takes the weights of an iteration in."""
+        self.averaged.update_parameters(model)
+
+    def state_dict(self) -> dict:
+        """The model's, and how many iterations were averaged."""
+        return {"model": self.model.state_dict(), "updates": int(self.averaged.n_averaged)}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """The counterpart of :meth:`state_dict`."""
+        self.model.load_state_dict(state_dict["model"])
+        self.averaged.n_averaged.fill_(state_dict["updates"])
+
+
+class MeanWeightsHook(HookBase):
+    """Updates the mean after every iteration."""
+
+    def __init__(self, mean: MeanWeights, model: nn.Module):
+        self.mean, self.model = mean, model
+
+    def after_step(self):
+        """Ahead of checkpoints and evaluation."""
+        self.mean.update(self.model)
