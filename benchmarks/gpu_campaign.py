@@ -3,9 +3,10 @@
     python benchmarks/gpu_campaign.py --results docs/results/gpu.json [--minutes 9] [--only cost]
     python benchmarks/gpu_campaign.py --results docs/results/gpu.json --report docs/results.md
 
-Four kinds of tasks, each recorded when it is done and then not repeated:
+Five kinds of tasks, each recorded when it is done and then not repeated:
 
-- correctness: every model on the GPU against the CPU, in float32 and bfloat16, and a training step;
+- sampling: the kernels of deformable attention against the reference;
+- correctness: every model on the GPU against the CPU, in float32 and bfloat16, and training steps;
 - cost: time and memory of a training step at K = 1 and 11, 800 x 1333, batch 2;
 - evaluation: time of an image at K = 1 and 11;
 - training: K = 1 against 11 on generated images of 256 pixels; with --data on blood cells too,
@@ -19,7 +20,7 @@ import argparse
 import copy
 import datetime
 import json
-import multiprocessing
+import os
 import re
 import sys
 import time
@@ -27,13 +28,16 @@ from pathlib import Path
 
 import torch
 from all_models import MODELS
+from deform_sampling import make_inputs
 from detectron2.modeling import build_model
 
-from groupdetr_d2.analysis.step_cost import make_batch, measure_step
-from groupdetr_d2.analysis.sweep import PACKAGES, describe_machine, version_of
+from groupdetr_d2.analysis.results_file import PACKAGES, describe_machine, version_of
+from groupdetr_d2.analysis.runs import Run, by_label, mean_and_spread, read_runs
+from groupdetr_d2.analysis.step_cost import make_batch, measure_step, run_apart
 from groupdetr_d2.commands import analyze
 from groupdetr_d2.engine.setup import build_config
 from groupdetr_d2.engine.solver import build_optimizer
+from groupdetr_d2.layers import deform_sampling
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = (1, 11)
@@ -50,30 +54,62 @@ def settings(name: str, args: argparse.Namespace, num_groups: int):
 
 
 def check_correctness(name: str, args: argparse.Namespace) -> dict:
-    """Outputs and gradients against the CPU's, and a whole training step on the device."""
+    """In a process of its own: a fault in a kernel spoils all that the process does later."""
+    return run_apart(_compare, name, args)
+
+
+def _compare(name: str, args: argparse.Namespace) -> dict:
+    """Outputs and gradients against the CPU's, on a padded batch; training steps on the device."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
     cfg = settings(name, args, 3)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.DETR.DROPOUT = 0.0
     model = build_model(cfg).eval()
     randomize_heads(model)
-    batch = make_batch((128, 160), 2, num_objects=5, num_classes=cfg.MODEL.DETR.NUM_CLASSES)
+    batch = [
+        *make_batch((128, 160), 1, num_objects=5, num_classes=cfg.MODEL.DETR.NUM_CLASSES),
+        *make_batch((100, 200), 1, num_objects=3, num_classes=cfg.MODEL.DETR.NUM_CLASSES),
+    ]
     expected = outputs_and_gradient(model, batch, None)
-    device_model = copy.deepcopy(model).to(args.device)
     result = {}
     for precision, dtype in (("float32", None), ("bfloat16", torch.bfloat16)):
+        device_model = copy.deepcopy(model).to(args.device)
         found = outputs_and_gradient(device_model, batch, dtype)
-        close = (found[0] - expected[0]).abs().amax(-1) < CLOSE[precision]
-        result[f"{precision}: equal outputs"] = close.float().mean().item()
-        cosine = torch.cosine_similarity(found[1], expected[1], dim=0)
-        result[f"{precision}: cosine of gradients"] = cosine.item()
-    device_model.train()
-    optimizer = build_optimizer(cfg, device_model)
-    loss = sum(device_model(batch).values())
+        result[f"{precision}: equal outputs"] = share_of_equals(expected[0], found[0], precision)
+        cosines = {
+            key: torch.cosine_similarity(x, found[1][key], dim=0).item()
+            for key, x in expected[1].items()
+            if x.norm() > 1e-6
+        }
+        worst = min(cosines, key=cosines.get)
+        result[f"{precision}: lowest cosine of a gradient"] = cosines[worst]
+        result[f"{precision}: of"] = worst
+        result[f"{precision}: finite step"] = takes_a_step(cfg, device_model, batch, dtype)
+    return result
+
+
+def share_of_equals(expected: torch.Tensor, found: torch.Tensor, precision: str) -> float:
+    """The share of an image's queries that have an equal among the other's, whatever the order.
+
+    Rounding may change the order of a first stage's proposals.
+    """
+    shares = [
+        ((a[:, None] - b[None]).abs().amax(-1) < CLOSE[precision]).any(1).float().mean()
+        for a, b in zip(expected, found, strict=True)
+    ]
+    return torch.stack(shares).mean().item()
+
+
+def takes_a_step(cfg, model, batch: list[dict], dtype) -> bool:
+    """Whether all parameters are finite after a training step."""
+    model.train()
+    optimizer = build_optimizer(cfg, model)
+    with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
+        loss = sum(model(batch).values())
     loss.backward()
     optimizer.step()
-    result["finite step"] = bool(loss.isfinite())
-    return result
+    return all(bool(p.isfinite().all()) for p in model.parameters())
 
 
 def randomize_heads(model) -> None:
@@ -82,25 +118,44 @@ def randomize_heads(model) -> None:
         torch.nn.init.normal_(head.layers[-1].weight, std=0.1)
 
 
-def outputs_and_gradient(model, batch: list[dict], dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes and scores (queries, .), and the gradient of a fixed sum of them, on the CPU."""
+def outputs_and_gradient(model, batch: list[dict], dtype) -> tuple[torch.Tensor, dict]:
+    """The last layer's boxes and scores, (B, Q, .), and the gradients of a sum of their squares."""
     model.zero_grad()
     kind = model.device.type
     with torch.autocast(kind, dtype=dtype, enabled=dtype is not None):
         predictions = model.predict(batch, model.groups)
-    outputs = torch.cat([predictions.boxes, predictions.logits.sigmoid()], -1).flatten(0, 2)
-    weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1))
-    (outputs * weights.to(outputs.device)).sum().backward()
-    gradients = [p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None]
-    return outputs.detach().float().cpu(), torch.cat(gradients)
+    outputs = torch.cat([predictions.boxes, predictions.logits.sigmoid()], -1)  # (L, B, Q, .)
+    outputs.square().sum().backward()
+    gradients = {
+        name: p.grad.flatten().double().cpu()
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+    return outputs[-1].detach().float().cpu(), gradients
+
+
+def check_sampling(args: argparse.Namespace) -> dict:
+    """The Triton kernels of deformable attention against the reference, forward and backward."""
+    shapes = ((23, 31), (12, 16), (6, 8), (3, 4))
+    result = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        outputs = []
+        for sample in (deform_sampling.reference, deform_sampling.choose(args.device)):
+            value, locations, weights = make_inputs(shapes, 500, args.device)
+            out = sample(value.to(dtype), shapes, locations, weights)
+            out.float().square().sum().backward()
+            outputs.append([out.float(), value.grad, locations.grad, weights.grad])
+        for part, a, b in zip(("output", "value", "location", "weight"), *outputs, strict=True):
+            cosine = torch.cosine_similarity(a.flatten(), b.flatten(), dim=0)
+            result[f"{part}, {dtype}".replace("torch.", "")] = cosine.item()
+    return result
 
 
 def measure_cost(name: str, args: argparse.Namespace, *, training: bool = True) -> dict:
     """Seconds and peak memory at every K, each in a process of its own."""
     result = {}
     for num_groups in GROUPS:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            cost = pool.apply(_cost, (name, args, num_groups, training))
+        cost = run_apart(_cost, name, args, num_groups, training)
         result[f"K = {num_groups}"] = {
             "seconds": cost["seconds"],
             "peak MiB": cost["peak_mib"],
@@ -122,6 +177,7 @@ def measure_evaluation(name: str, args: argparse.Namespace) -> dict:
 
 
 TASKS = {
+    "sampling": lambda _, args: run_apart(check_sampling, args),
     "correctness": check_correctness,
     "cost": measure_cost,
     "evaluation": measure_evaluation,
@@ -133,7 +189,9 @@ KINDS = [*TASKS, "training"]
 def run_missing(args: argparse.Namespace, results: dict) -> None:
     """Task after task until the time is over."""
     end = time.monotonic() + 60 * args.minutes
-    wanted = [(kind, name) for kind in TASKS if kind in args.only for name in MODELS]
+    wanted = [(k, name) for k in TASKS if k in args.only and k != "sampling" for name in MODELS]
+    if "sampling" in args.only:
+        wanted.insert(0, ("sampling", deform_sampling.fastest(args.device)))
     for kind, name in wanted:
         is_done = results.get(kind, {}).get(name, {"error": "missing"})["error"] is None
         if is_done or time.monotonic() > end:
@@ -163,40 +221,41 @@ SHAPES_MODELS = ("conditional_detr", "dab_detr", "dn_detr", "dab_deformable_detr
 
 def list_trainings(args: argparse.Namespace) -> list[str]:
     """The --run arguments of a sweep: pairs of K = 1 and 11."""
-    device, runs = f"MODEL.DEVICE {args.device}", []
-    for k in GROUPS:
-        for model in SHAPES_MODELS:
-            config = CONFIGS / f"quick_start/{model}_shapes.yaml"
-            runs.append(
-                f"{model}, shapes 256, K = {k}: {config} MODEL.DETR.NUM_GROUPS {k} {LARGER_SHAPES} "
-                f"{device}"
-            )
-        if args.data:
-            data, config = (
-                args.data.resolve(),
-                CONFIGS / "blood_cells/conditional_detr_R_50_27ep.yaml",
-            )
-            paths = " ".join(
-                f"DATASETS.CUSTOM.{which}_JSON {data}/bccd/annotations/{name}.json "
-                f"DATASETS.CUSTOM.{which}_IMAGES {data}/bccd/images"
-                for which, name in (("TRAIN", "train"), ("VAL", "test"))
-            )
-            runs.append(
-                f"conditional_detr, blood cells, K = {k}: {config} MODEL.DETR.NUM_GROUPS {k} "
-                f"MODEL.WEIGHTS {data}/weights/R-50-rgb.pkl MODEL.RESNETS.STRIDE_IN_1X1 True "
-                f"DATALOADER.NUM_WORKERS 6 {paths} {device}"
-            )
-    return runs
+    pairs = {
+        f"{model}, shapes 256": f"configs/quick_start/{model}_shapes.yaml {LARGER_SHAPES}"
+        for model in SHAPES_MODELS
+    }
+    if args.data:
+        data = args.data.resolve()
+        paths = " ".join(
+            f"DATASETS.CUSTOM.{which}_JSON {data}/bccd/annotations/{name}.json "
+            f"DATASETS.CUSTOM.{which}_IMAGES {data}/bccd/images"
+            for which, name in (("TRAIN", "train"), ("VAL", "test"))
+        )
+        pairs["conditional_detr, blood cells"] = (
+            f"configs/blood_cells/conditional_detr_R_50_27ep.yaml {paths} MODEL.WEIGHTS "
+            f"{data}/weights/R-50-rgb.pkl MODEL.RESNETS.STRIDE_IN_1X1 True DATALOADER.NUM_WORKERS 6"
+        )
+    return [
+        f"{label}, K = {k}: {run} MODEL.DETR.NUM_GROUPS {k} MODEL.DEVICE {args.device}"
+        for label, run in pairs.items()
+        for k in GROUPS
+    ]
 
 
 def compare_trainings(args: argparse.Namespace, minutes: float) -> None:
     """Goes on with the sweep; its results stand beside those of the other tasks."""
-    results = args.results.with_name(f"{args.results.stem}_training.json")
-    sweep = ["sweep", "--results", str(results), "--out", "output/gpu_campaign"]
+    sweep = ["sweep", "--results", str(trainings_file(args.results)), "--out", str(args.out)]
     sweep += ["--minutes", f"{minutes:.2f}", "--seeds", *SEEDS]
     for run in list_trainings(args):
         sweep += ["--run", run]
+    os.chdir(CONFIGS.parent)
     analyze.main([*sweep, *args.opts])
+
+
+def trainings_file(results: Path) -> Path:
+    """Where the trainings' results stand."""
+    return results.resolve().with_name(f"{results.stem}_training.json")
 
 
 def write_json(path: Path, results: dict) -> None:
@@ -207,18 +266,29 @@ def write_json(path: Path, results: dict) -> None:
     unfinished.replace(path)
 
 
-def report(results: dict) -> str:
+def report(results: dict, trainings: list[Run]) -> str:
     """The tables of docs/results.md."""
-    lines = ["| model | equal outputs float32 | bfloat16 | cosine of gradients | step |"]
-    lines.append("|---|---|---|---|---|")
+    lines = ["| model | float32: equal queries | lowest cosine of a gradient | bfloat16: equal "]
+    lines[0] += "queries | lowest cosine | steps |"
+    lines.append("|---|---|---|---|---|---|")
     for name in MODELS:
         found = results.get("correctness", {}).get(name)
         lines.append(f"| {name} | {' | '.join(_correctness_cells(found))} |")
+    for name, found in results.get("sampling", {}).items():
+        lowest = min(x for x in found.values() if isinstance(x, float)) if not found["error"] else 0
+        text = found["error"] or f"lowest cosine with the reference's values {lowest:.6f}"
+        lines += ["", f"Sampling of deformable attention by {name}: {text}."]
     for kind, title in (("cost", "training step"), ("evaluation", "inference")):
         lines += ["", f"| {title} | s, K = 1 | s, K = 11 | ratio | MiB, K = 1 | MiB, K = 11 |"]
         lines.append("|---|---|---|---|---|---|")
         for name in MODELS:
             lines.append(f"| {name} | {' | '.join(_cost_cells(results.get(kind, {}).get(name)))} |")
+    lines += ["", "| training | seeds | AP |", "|---|---|---|"]
+    for label, same in by_label(trainings).items():
+        ap = mean_and_spread([run.final_ap for run in same])
+        lines.append(f"| {label} | {len(same)} | {ap} |")
+    if not trainings:
+        lines.append(f"| all | 0 | {MISSING} |")
     origins = {
         f"{r['machine']}, torch {r['versions']['torch']}, {r['date']}"
         for records in results.values()
@@ -229,13 +299,13 @@ def report(results: dict) -> str:
 
 def _correctness_cells(found: dict | None) -> list[str]:
     if found is None or found["error"]:
-        return [found["error"].split(":")[0] if found else MISSING] * 4
-    return [
-        f"{100 * found['float32: equal outputs']:.1f} %",
-        f"{100 * found['bfloat16: equal outputs']:.1f} %",
-        f"{found['float32: cosine of gradients']:.5f}",
-        "finite" if found["finite step"] else "not finite",
-    ]
+        return [found["error"].split(":")[0] if found else MISSING] * 5
+    cells = []
+    for precision in CLOSE:
+        cells.append(f"{100 * found[f'{precision}: equal outputs']:.1f} %")
+        cells.append(f"{found[f'{precision}: lowest cosine of a gradient']:.5f}")
+    steps = all(found[f"{precision}: finite step"] for precision in CLOSE)
+    return [*cells, "finite" if steps else "not finite"]
 
 
 def _cost_cells(found: dict | None) -> list[str]:
@@ -267,6 +337,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, required=True, help="JSON that is added to")
     parser.add_argument("--minutes", type=float, default=9, help="no task begins after so long")
     parser.add_argument("--only", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--out", type=Path, default=Path("output/gpu_campaign"))
     parser.add_argument("--data", type=Path, help="folder with bccd/ and weights/")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--image-size", type=int, nargs=2, default=[800, 1333])
@@ -276,11 +347,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     results = json.loads(args.results.read_text()) if args.results.is_file() else {}
     if args.report:
-        insert_report(args.report, report(results))
+        trainings = trainings_file(args.results)
+        runs = read_runs(trainings) if trainings.is_file() else []
+        insert_report(args.report, report(results, runs))
         return
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("this machine has no CUDA device")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     start = time.monotonic()
     run_missing(args, results)
     left = args.minutes - (time.monotonic() - start) / 60

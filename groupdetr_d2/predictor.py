@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 
 from .checkpoint import CheckpointError, GroupCheckpointer
 from .data.image_file import read_bgr
-from .engine.setup import build_config
+from .engine.setup import build_config, override
 from .evaluation.drawing import draw_boxes
 
 
@@ -54,7 +54,7 @@ class Predictor:
         self.threshold = threshold
         self.names = checkpoint["run"]["classes"]
         self.cfg = config_of(checkpoint)
-        self.cfg.merge_from_list(list(opts or []))
+        override(self.cfg, opts or [])
         if self.cfg.MODEL.DEVICE == "auto":
             self.cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = build_model(self.cfg).eval()

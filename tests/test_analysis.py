@@ -3,6 +3,11 @@
 import csv
 import json
 import math
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -13,8 +18,11 @@ from groupdetr_d2.analysis import attention_figure, runs, stability, sweep
 from groupdetr_d2.analysis.convergence import is_baseline
 from groupdetr_d2.analysis.duplicates import boxes_per_object
 from groupdetr_d2.analysis.query_figure import spread_of
+from groupdetr_d2.analysis.step_cost import run_apart
+from groupdetr_d2.analysis.trained_model import check_one_to_one
 from groupdetr_d2.commands.analyze import ANALYSES, main
 from groupdetr_d2.engine.setup import ConfigError
+from groupdetr_d2.errors import UserError
 from groupdetr_d2.evaluation.fusion import merge_by_fusion, merge_by_nms
 from groupdetr_d2.layers import attention
 
@@ -80,7 +88,8 @@ def test_mean_curves_at_common_iterations():
     assert iterations.tolist() == [100] and mean.tolist() == [12.0]
     assert spread[0] == pytest.approx(math.sqrt(8))
     assert runs.mean_and_spread([1.0, 3.0]) == "2.0 ± 1.4" and runs.mean_and_spread([1.0]) == "1.0"
-    assert runs.split_label("K = 1=a/b") == ("K = 1", "a/b") and runs.split_label("a/b")[0] == "b"
+    assert runs.split_label("K = 1=a/b") == ("K = 1", "a/b")
+    assert runs.split_label("x/a/seed_0") == ("a/seed_0", "x/a/seed_0")
     assert is_baseline(same) and not is_baseline([runs.Run("b", 0, {}, num_groups=3)])
 
 
@@ -92,6 +101,17 @@ def test_what_is_no_run_is_named(tmp_path):
         runs.read_runs(tmp_path / "bad.json")
     with pytest.raises(runs.RunsError, match="has no bbox/AP"):
         runs.read_runs(tmp_path)
+    record = {"label": "a", "seed": 0, "AP": {"1": 1.0}}
+    (tmp_path / "good.json").write_text(json.dumps({"runs": [record]}))
+    with pytest.raises(runs.RunsError, match=r"no run 'b'; its labels are \['a'\]"):
+        runs.read_runs(tmp_path / "good.json", "b")
+
+
+def test_a_path_with_a_sign_of_equality_is_a_path(tmp_path):
+    (tmp_path / "K_=_5").mkdir()
+    path = str(tmp_path / "K_=_5")
+    assert runs.split_label(path)[1] == path
+    assert runs.split_label(f"five={tmp_path}") == ("five", str(tmp_path))
 
 
 @pytest.mark.parametrize("dropout", [0.0])
@@ -229,7 +249,7 @@ def test_a_sweep_runs_what_is_missing_and_resumes(tmp_path, monkeypatch, capsys)
     config.write_text(small_config().dump())
     started, fails = [], {"3"}
 
-    def train(job, out, num_jobs, deadline):
+    def train(job, args, end):
         started.append((job.label, job.seed))
         if job.opts[1] in fails:
             return None
@@ -274,6 +294,71 @@ def test_a_mistake_in_a_sweep_shows_before_the_first_training(tmp_path):
     )
     with pytest.raises(ConfigError, match="missing.yaml does not exist"):
         sweep.list_jobs(parser_args)
+
+
+def make_job(config, *opts, seed=0):
+    return sweep.Job("K = 1", str(config), tuple(map(str, opts)), seed)
+
+
+def test_a_training_is_the_same_on_another_machine_and_another_one_with_other_options(tmp_path):
+    """Paths and devices do not count; a folder belongs to one configuration."""
+    here, there = tmp_path / "here/configs/a.yaml", tmp_path / "there/configs/a.yaml"
+    for path in (here, there):
+        path.parent.mkdir(parents=True)
+        path.write_text(small_config().dump())
+    data = ("DATASETS.CUSTOM.VAL_JSON", "x.json", "MODEL.WEIGHTS")
+    first = make_job(here, *data, "/a/R-50.pkl", "SOLVER.BASE_LR", 0.1)
+    again = make_job(there, *data, "/b/R-50.pkl", "MODEL.DEVICE", "cuda", "SOLVER.BASE_LR", 0.1)
+    assert first.identity == again.identity and first.folder(tmp_path) == again.folder(tmp_path)
+    other = make_job(here, *data, "/a/R-50.pkl", "SOLVER.BASE_LR", 0.2)
+    assert other.identity != first.identity
+    assert other.folder(tmp_path).parent != first.folder(tmp_path).parent
+    assert "=" not in str(first.folder(tmp_path).relative_to(tmp_path))
+    here.write_text(small_config("configs/DAB-DETR/dab_detr_R_50_12ep.yaml").dump())
+    assert first.folder(tmp_path) != again.folder(tmp_path)
+
+
+def test_a_training_that_takes_too_long_is_stopped_and_left_to_be_resumed(tmp_path, monkeypatch):
+    config = tmp_path / "a.yaml"
+    config.write_text(small_config().dump())
+    waited, popen = [], subprocess.Popen
+
+    def start(command, **options):
+        assert "--resume" in command
+        process = popen([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+        waited.append(process)
+        return process
+
+    monkeypatch.setattr(sweep.subprocess, "Popen", start)
+    args = SimpleNamespace(out=str(tmp_path), jobs=1, num_gpus=1)
+    assert sweep.train(make_job(config), args, time.monotonic() + 1) is None
+    assert waited[0].returncode == -15
+    assert sweep.train(make_job(config), args, time.monotonic() - 1) is None and len(waited) == 1
+
+
+def test_what_a_sweep_cannot_add_to_is_named_before_the_first_training(tmp_path):
+    config, results = tmp_path / "a.yaml", tmp_path / "results.json"
+    config.write_text(small_config().dump())
+    results.write_text('{"runs": [{"K": 1}]}')
+    arguments = ["--run", f"a: {config}", "--results", str(results), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="no results file of a sweep"):
+        main(["sweep", *arguments])
+
+
+def test_a_measuring_process_that_is_killed_is_an_error():
+    with pytest.raises(UserError, match="was killed, probably for want of memory"):
+        run_apart(abort)
+
+
+def abort():
+    os._exit(9)
+
+
+def test_models_whose_queries_cannot_be_followed_are_refused():
+    cfg = small_config("configs/DINO/dino_4scale_R_50_12ep.yaml")
+    trained = SimpleNamespace(cfg=cfg, weights="w.pth")
+    with pytest.raises(UserError, match="w.pth: .*TWO_STAGE"):
+        check_one_to_one(trained)
 
 
 @pytest.mark.slow

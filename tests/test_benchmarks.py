@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 from groupdetr_d2.analysis import sweep
 
@@ -25,10 +26,23 @@ def campaign(results, *arguments):
 @pytest.mark.parametrize("name", ["Conditional DETR", "DINO"])
 def test_a_device_that_agrees_with_itself(name):
     args = argparse.Namespace(device="cpu", opts=SMALL)
-    found = gpu_campaign.check_correctness(name, args)
-    assert found["float32: equal outputs"] == 1 and found["finite step"]
-    assert found["float32: cosine of gradients"] == pytest.approx(1, abs=1e-5)
-    assert found["bfloat16: equal outputs"] > 0.5
+    found = gpu_campaign._compare(name, args)
+    assert found["float32: equal outputs"] == 1
+    assert found["float32: lowest cosine of a gradient"] == pytest.approx(1, abs=1e-6)
+    assert found["float32: finite step"] and found["bfloat16: finite step"]
+
+
+def test_an_image_whose_queries_are_in_another_order_is_equal():
+    outputs = torch.rand(2, 7, 5)
+    assert gpu_campaign.share_of_equals(outputs, outputs.flip(1), "float32") == 1
+    other = outputs.clone()
+    other[0, 0] += 1
+    assert gpu_campaign.share_of_equals(outputs, other, "float32") == pytest.approx(13 / 14)
+
+
+def test_sampling_of_this_device_agrees_with_the_reference():
+    found = gpu_campaign.check_sampling(argparse.Namespace(device="cpu"))
+    assert len(found) == 8 and min(found.values()) > 0.999
 
 
 def test_the_campaign_continues_and_reports(tmp_path, monkeypatch, capsys):
@@ -66,7 +80,8 @@ def test_the_trainings_of_the_campaign_are_a_valid_sweep(tmp_path, monkeypatch):
     """Every configuration exists and every override is a known key; nothing is trained."""
     seen = []
     monkeypatch.setattr(gpu_campaign.analyze, "main", lambda argv: seen.extend(argv))
-    args = argparse.Namespace(device="cpu", data=tmp_path, results=tmp_path / "gpu.json", opts=[])
+    results, out = tmp_path / "gpu.json", tmp_path / "out"
+    args = argparse.Namespace(device="cpu", data=tmp_path, results=results, out=out, opts=[])
     gpu_campaign.compare_trainings(args, 5.0)
     runs = [seen[i + 1] for i, word in enumerate(seen) if word == "--run"]
     assert len(runs) == 12 and "gpu_training.json" in " ".join(seen)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..groups import QueryGroups
 from .output import COLOURS, new_figure, save_figure, write_csv
-from .runs import Run, by_label, mean_and_spread, mean_curve, read_runs, split_label
+from .runs import Run, RunsError, by_label, mean_and_spread, mean_curve, read_runs, split_label
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +31,16 @@ def run(args: argparse.Namespace) -> str:
     runs = []
     for text in args.runs:
         label, path = split_label(text)
-        runs += read_runs(path, label if "=" in text else "")
+        is_named = path != text or Path(path).is_dir()
+        runs += read_runs(path, label if is_named else "")
     together = by_label(runs)
     unit = "seconds" if args.equal_time else "epoch"
+    untimed = sorted({run.label for run in runs if not run.seconds})
+    if args.equal_time and untimed:
+        raise RunsError(f"--equal-time: these runs have no time of an iteration: {untimed}")
+    for label, same in together.items():
+        if len({run.num_groups for run in same}) > 1:
+            raise RunsError(f"runs called {label!r} differ in K: give them labels, LABEL=PATH")
     if unit == "epoch" and not all(run.epoch_iters for run in runs):
         unit = "iteration"
     out = Path(args.out)

@@ -13,7 +13,7 @@ from ..data.image_file import read_bgr
 from ..evaluation.drawing import class_colour
 from ..layers.box_ops import box_cxcywh_to_xyxy
 from .output import write_csv
-from .trained_model import TrainedModel, add_weights_arguments, load
+from .trained_model import TrainedModel, add_weights_arguments, check_one_to_one, load
 
 SIDE = 720  # of the drawn picture, in pixels
 
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> str:
     """A picture an image, and the distances between groups."""
     trained, out = load(args.weights, args.opts), Path(args.out)
+    check_one_to_one(trained)
     rows, near, far = [], [], []
     for image in trained.annotated_images(args.num_images):
         if not 0 < len(image["instances"]) <= trained.model.groups.num_queries:

@@ -56,7 +56,11 @@ def read_runs(path: str | Path, label: str = "") -> list[Run]:
         runs = [run_of(record) for record in records]
     except (ValueError, KeyError, TypeError) as error:
         raise RunsError(f"{path} is no results file: {type(error).__name__}: {error}") from error
-    return [run for run in runs if not label or run.label == label]
+    wanted = [run for run in runs if not label or run.label == label]
+    if not wanted:
+        labels = sorted({run.label for run in runs})
+        raise RunsError(f"{path} has no run {label!r}; its labels are {labels}")
+    return wanted
 
 
 def run_of(record: dict) -> Run:
@@ -121,6 +125,8 @@ def mean_and_spread(values: list[float]) -> str:
 
 
 def split_label(text: str) -> tuple[str, str]:
-    """``LABEL=PATH`` -> both; a path alone is its own label."""
+    """``LABEL=PATH`` -> both; a path alone is called by its last two parts."""
     label, sign, path = text.rpartition("=")
-    return (label, path) if sign else (Path(text).name, text)
+    if sign and not Path(text).exists():
+        return label, path
+    return "/".join(Path(text).parts[-2:]), text

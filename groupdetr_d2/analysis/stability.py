@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checkpoint import GroupCheckpointer
 from .output import new_figure, save_figure, write_csv
 from .runs import split_label
-from .trained_model import TrainedModel, checkpoints_of, load
+from .trained_model import TrainedModel, check_one_to_one, checkpoints_of, load
 
 logger = logging.getLogger(__name__)
 NOTHING = -1  # the target of a query that has none
@@ -55,6 +55,7 @@ def instability(folder: str, num_images: int | None, opts: list[str]) -> dict[in
     for iteration, path in checkpoints_of(folder).items():
         if trained is None:
             trained = load(path, opts)
+            check_one_to_one(trained)
         else:
             GroupCheckpointer(trained.model).load(str(path), checkpointables=[])
         assigned = assigned_targets(trained, num_images)

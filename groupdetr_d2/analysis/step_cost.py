@@ -1,9 +1,13 @@
 """What a training step costs: time and its shares, peak memory, FLOPs (the paper's Table 2)."""
 
 import contextlib
+import multiprocessing
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 from detectron2.modeling import build_model
@@ -14,8 +18,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..engine.launch import keep_freed_memory
 from ..engine.progress import peak_memory_mib
 from ..engine.solver import build_optimizer
+from ..errors import UserError
 
 WARM_UP_STEPS = 2
+
+
+def run_apart(function: Callable, *args):
+    """What `function` returns in a process of its own, so that peaks of memory do not mix.
+
+    Raises:
+        UserError: the process was killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "the measuring process was killed, probably for want of memory: take smaller "
+                "images, a smaller batch or fewer groups"
+            ) from error
 
 
 def make_batch(size: tuple[int, int], batch_size: int, num_objects: int, num_classes: int):

@@ -9,7 +9,7 @@ A run that is in the results file is not run again, one that was interrupted is 
 
 import argparse
 import datetime
-import json
+import hashlib
 import logging
 import os
 import platform
@@ -17,9 +17,9 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,14 @@ import numpy as np
 from ..engine.setup import build_config
 from ..errors import UserError
 from .output import new_figure, save_figure, write_csv
-from .runs import Run, by_label, mean_and_spread, read_folder, read_runs
+from .results_file import PACKAGES, describe_machine, load_results, save_results, version_of
+from .runs import Run, by_label, mean_and_spread, read_folder, run_of
 
 logger = logging.getLogger(__name__)
-PACKAGES = ("torch", "torchvision", "numpy", "detectron2")
+# where a training runs and where its data lie: nothing that its result depends on
+ELSEWHERE = re.compile(
+    r"^(MODEL\.DEVICE|DATALOADER\.NUM_WORKERS|DATASETS\.CUSTOM\.\w+_(JSON|IMAGES))$"
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,28 @@ class Job:
     opts: tuple[str, ...]
     seed: int
 
-    def is_recorded_by(self, record: dict) -> bool:
-        """Whether a record of the results file is this job's."""
-        own = asdict(self)
-        return all(record.get(key) == json.loads(json.dumps(own[key])) for key in own)
+    @staticmethod
+    def of(record: dict) -> "Job":
+        """The job that a record of the results file is of."""
+        return Job(record["label"], record["config"], tuple(record["opts"]), record["seed"])
+
+    @property
+    def identity(self) -> tuple:
+        """The same for the same training on another machine, with its files elsewhere."""
+        pairs = zip(self.opts[::2], self.opts[1::2], strict=True)
+        opts = [
+            (key, Path(value).name if key == "MODEL.WEIGHTS" else value)
+            for key, value in pairs
+            if not ELSEWHERE.match(key)
+        ]
+        return self.label, self.config.rpartition("configs/")[2], tuple(opts), self.seed
+
+    def folder(self, out: Path) -> Path:
+        """Of its own: another configuration under the same label does not resume it."""
+        opts = [word for pair in self.identity[2] for word in pair]
+        content = build_config(self.config, opts).dump()
+        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+        return out / f"{re.sub(r'[^a-zA-Z0-9.-]+', '_', self.label)}_{digest}" / f"seed_{self.seed}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--results", required=True, help="JSON file that results are added to")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, on a CPU")
+    parser.add_argument("--num-gpus", type=int, default=1, help="of each training")
     parser.add_argument(
-        "--minutes", type=float, default=0, help="start none after so long; 0: no limit"
+        "--minutes", type=float, help="stop then; what is running is resumed the next time"
     )
 
 
@@ -69,23 +92,29 @@ def run(args: argparse.Namespace) -> str:
     jobs = list_jobs(args)
     out, results = Path(args.out), Path(args.results)
     done = load_results(results)
-    missing = [job for job in jobs if not any(job.is_recorded_by(r) for r in done["runs"])]
+    known = {Job.of(record).identity for record in done["runs"]}
+    missing = [job for job in jobs if job.identity not in known]
     logger.info("%d trainings, %d of them to be run", len(jobs), len(missing))
-    deadline = datetime.datetime.now() + datetime.timedelta(minutes=args.minutes or 1e6)
-    failed = []
+    failed = set()
     with ThreadPoolExecutor(args.jobs) as pool:
-        started = {pool.submit(train, job, out, args.jobs, deadline): job for job in missing}
-        for future in as_completed(started):
-            if future.result() is None:
-                failed.append(started[future])
-                continue
-            done["runs"].append(future.result())
-            save_results(results, done)
-    recorded = read_runs(results) if results.is_file() else []
-    finished = [run for run in recorded if any(job.is_recorded_by(run.record) for job in jobs)]
-    if not finished:
+        end = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+        started = {pool.submit(train, job, args, end): job for job in missing}
+        try:
+            for future in as_completed(started):
+                if future.result() is None:
+                    failed.add(started[future])
+                    continue
+                done["runs"].append(future.result())
+                save_results(results, done)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    order = {job.identity: i for i, job in enumerate(jobs)}
+    runs = [run for run in map(run_of, done["runs"]) if Job.of(run.record).identity in order]
+    if not runs:
         raise UserError(f"no training of the sweep has finished; see {out}/*/*/output.txt")
-    text = report(finished, args.key or "", out)
+    runs.sort(key=lambda run: order[Job.of(run.record).identity])
+    text = report(runs, args.key or "", out)
     left = ", ".join(f"{job.label} (seed {job.seed})" for job in missing if job in failed)
     return f"{text}; not finished: {left}" if failed else text
 
@@ -115,28 +144,34 @@ def list_jobs(args: argparse.Namespace) -> list[Job]:
     return [Job(label, c, own + opts, seed) for seed in args.seeds for label, c, own in runs]
 
 
-def train(job: Job, out: Path, num_jobs: int, deadline: datetime.datetime) -> dict | None:
-    """Runs or resumes a training in its own folder; its record, or None if it failed."""
-    if datetime.datetime.now() > deadline:
+def train(job: Job, args: argparse.Namespace, end: float | None) -> dict | None:
+    """Runs or resumes a training in its own folder; its record, or None if it did not finish."""
+    if end is not None and time.monotonic() > end:
         return None
-    folder = out / re.sub(r"[^\w.=-]+", "_", job.label) / f"seed_{job.seed}"
+    folder = job.folder(Path(args.out))
     folder.mkdir(parents=True, exist_ok=True)
     opts = [*job.opts, "SEED", str(job.seed), "OUTPUT_DIR", str(folder)]
     command = [sys.executable, "-W", "ignore", "-m", "groupdetr_d2", "train", "--resume"]
-    threads = max(1, (os.cpu_count() or 1) // num_jobs)
+    command += ["--num-gpus", str(args.num_gpus), "--config-file", job.config, *opts]
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with (folder / "output.txt").open("a") as output:
-        code = subprocess.run(
-            [*command, "--config-file", job.config, *opts],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-        ).returncode
-    if code:
-        logger.error(
-            "%s, seed %d failed (exit code %d): %s", job.label, job.seed, code, output.name
-        )
+        pipes = {"stdout": output, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, env=environment, **pipes)
+        try:
+            process.wait(None if end is None else max(1.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            logger.info("%s, seed %d: time is over, to be resumed", job.label, job.seed)
+        finally:
+            process.terminate()
+    if process.wait():
+        logger.error("%s, seed %d did not finish: see %s", job.label, job.seed, output.name)
         return None
-    record = make_record(job, read_folder(folder, job.label), threads)
+    try:
+        record = make_record(job, read_folder(folder, job.label), threads)
+    except UserError as error:
+        logger.error("%s, seed %d: %s", job.label, job.seed, error)
+        return None
     logger.info("%s, seed %d: AP %.1f", job.label, job.seed, record["AP"][max(record["AP"])])
     return record
 
@@ -156,44 +191,6 @@ def make_record(job: Job, run: Run, threads: int) -> dict:
         "machine": f"{describe_machine()}, {threads} threads a training",
         "date": datetime.date.today().isoformat(),
     }
-
-
-def version_of(name: str) -> str:
-    """Of an installed distribution."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def describe_machine() -> str:
-    """The GPU, or the kind of processor and the number of its cores."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} cores, {platform.machine()}"
-
-
-def load_results(path: Path) -> dict:
-    """The content of a results file; an empty one if there is none."""
-    if not path.is_file():
-        return {"runs": []}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is no results file: {error}") from error
-
-
-def save_results(path: Path, results: dict) -> None:
-    """A line a run; an interrupted write leaves the file as it was."""
-    lines = ",\n  ".join(json.dumps(record) for record in results["runs"])
-    rest = {key: value for key, value in results.items() if key != "runs"}
-    head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in rest.items())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(f'{{\n{head} "runs": [\n  {lines}\n ]\n}}\n')
-    os.replace(unfinished, path)
 
 
 def report(runs: list[Run], key: str, out: Path) -> str:

@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 
 from ..checkpoint import GroupCheckpointer
 from ..data.detr_augmentation import build_detr_augmentation
-from ..engine.setup import check_data, settle_config
+from ..engine.setup import check_data, override, settle_config
 from ..errors import UserError
 from ..modeling.meta_arch import SetPredictor
 from ..predictor import config_of, read_checkpoint
@@ -70,7 +70,9 @@ def load(weights: str | Path, opts: list[str]) -> TrainedModel:
         UserError: there is no checkpoint, or no data set to test on.
     """
     cfg = config_of(read_checkpoint(weights))
-    cfg.merge_from_list(list(opts))
+    override(cfg, opts)
+    cfg.DATASETS.TRAIN = ()  # it may not be on this machine
+    cfg.DATASETS.CUSTOM.TRAIN_JSON = cfg.DATASETS.CUSTOM.TRAIN_IMAGES = ""
     settle_config(cfg)
     if not cfg.DATASETS.TEST:
         raise UserError(
@@ -82,6 +84,20 @@ def load(weights: str | Path, opts: list[str]) -> TrainedModel:
     model = build_model(cfg).eval()
     GroupCheckpointer(model).load(str(weights), checkpointables=[])
     return TrainedModel(cfg, model, Path(weights), cfg.DATASETS.TEST[0])
+
+
+def check_one_to_one(trained: TrainedModel) -> None:
+    """Raises a UserError unless queries can be followed through matchings.
+
+    In a two-stage model a query is a rank among proposals, which is another one on every image and
+    at every checkpoint; with naive one-to-many assignment a target has many queries.
+    """
+    detr = trained.cfg.MODEL.DETR
+    if detr.TWO_STAGE or detr.MATCHES_PER_TARGET != 1:
+        raise UserError(
+            f"{trained.weights}: this analysis follows learned queries matched one-to-one; it says "
+            "nothing of models with MODEL.DETR.TWO_STAGE or MATCHES_PER_TARGET above 1"
+        )
 
 
 def checkpoints_of(folder: str | Path) -> dict[int, Path]:

@@ -1,13 +1,12 @@
 """Hours of an epoch, measured on a few steps, and what groups add to them (the paper's Table 2)."""
 
 import argparse
-import multiprocessing
 from pathlib import Path
 
 from ..engine.setup import build_config
 from .output import new_figure, save_figure, write_csv
 from .runs import split_label
-from .step_cost import measure_step
+from .step_cost import measure_step, run_apart
 
 COCO_TRAIN_IMAGES = 118287
 
@@ -29,8 +28,7 @@ def run(args: argparse.Namespace) -> str:
     for label, config in map(split_label, args.config_file):
         first = None
         for k in args.num_groups:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                cost = pool.apply(measure, (args, config, k))
+            cost = run_apart(measure, args, config, k)
             first = first or cost["seconds"]
             steps = args.images / (args.batch_size * args.processes)
             rows.append(

@@ -83,8 +83,9 @@ class GroupCheckpointer(DetectionCheckpointer):
             raise CheckpointError(
                 f"checkpoint {filename} cannot be read: it is truncated, no checkpoint at all, or "
                 "holds Python objects other than tensors and plain values. Copy it again, use an "
-                "earlier one of the same folder, or pass an official file through `python -m "
-                f"groupdetr_d2 convert` first ({type(error).__name__}: {str(error)[:200]})"
+                "earlier one of the same folder, pass an official file through `python -m "
+                "groupdetr_d2 convert` first, or if you trust its maker, read it with train_net.py "
+                f"--trust-checkpoint ({type(error).__name__}: {str(error)[:200]})"
             ) from error
         loaded = loaded if "model" in loaded else {"model": loaded}
         if "model_state" in loaded["model"]:  # pycls's .pyth

@@ -8,6 +8,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import UserError
 
 # module: names that a pickle of numpy arrays in containers needs
@@ -38,6 +40,9 @@ class ArrayUnpickler(pickle.Unpickler):
         """
         if name not in ALLOWED.get(module, ()):
             raise UnsafePickleError(f"it asks for {module}.{name}")
+        if module.startswith(("numpy._core.", "numpy.core.")):  # one or the other, by its version
+            core = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core"
+            module = f"{core}.{module.rpartition('.')[2]}"
         return super().find_class(module, name)
 
 
@@ -58,5 +63,5 @@ def load_pickle(path: str | Path, *, trust: bool = False) -> Any:
         except UnsafePickleError as error:
             raise UnsafePickleError(
                 f"{path} is refused, and nothing of it was run: {error}, which could execute code. "
-                "If you trust whoever made it, say so with --trust-checkpoint"
+                "If you trust whoever made it, train_net.py reads it with --trust-checkpoint"
             ) from error

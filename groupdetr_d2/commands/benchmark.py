@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import multiprocessing
 import sys
 
 from tabulate import tabulate
 
-from ..analysis.step_cost import count_flops, measure_step
+from ..analysis.step_cost import count_flops, measure_step, run_apart
 from ..engine.launch import report_errors
 from ..engine.setup import build_config
 
@@ -27,16 +26,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides: KEY VALUE ...")
     args = parser.parse_args(argv)
     with report_errors():
-        results = [run_apart(args, k) for k in args.num_groups]
+        results = [run_apart(measure, args, k) for k in args.num_groups]
     sys.stdout.write(json.dumps(results) if args.json else format_table(results))
     sys.stdout.write("\n")
     return 0
-
-
-def run_apart(args: argparse.Namespace, num_groups: int) -> dict:
-    """The numbers of one K, from a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (args, num_groups))
 
 
 def measure(args: argparse.Namespace, num_groups: int) -> dict:

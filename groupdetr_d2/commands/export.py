@@ -13,7 +13,7 @@ from ..checkpoint import GroupCheckpointer
 from ..data.image_file import read_bgr
 from ..engine.launch import report_errors
 from ..engine.onnx_export import OPSET, compare_with_onnx, export_onnx
-from ..engine.setup import build_config
+from ..engine.setup import build_config, override
 from ..predictor import config_of, read_checkpoint
 from .predict import list_images
 
@@ -73,7 +73,7 @@ def load_config(args: argparse.Namespace):
         cfg = build_config(args.config_file, args.opts)
     else:
         cfg = config_of(read_checkpoint(args.weights))
-        cfg.merge_from_list(args.opts)
+        override(cfg, args.opts)
     cfg.MODEL.DEVICE = "cpu"
     return cfg
 

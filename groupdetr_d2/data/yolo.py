@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 
 import yaml
-from PIL import Image
 
 from .checks import DatasetError
 from .image_file import find_image_files
+from .inspection import look_at
 
 SPLITS = ("train", "val", "valid", "test")
 
@@ -78,11 +78,9 @@ def find_images(folder: Path, description: dict) -> dict[str, list[Path]]:
         places = [named] if isinstance(named, str) else named or []
         candidates = [root / p for p in places] + [folder / str(p).lstrip("./") for p in places]
         candidates += [folder / "images" / split, folder / split / "images"]
-        place = next((p for p in candidates if p.is_dir()), None)
-        if place is not None:
-            images = find_image_files(place)
-            if images:
-                found["val" if split == "valid" else split] = images
+        found_here = {p.resolve() for place in candidates for p in find_image_files(place)}
+        if found_here:
+            found["val" if split == "valid" else split] = sorted(found_here)
     if not found and (folder / "images").is_dir():
         images = find_image_files(folder / "images")
         found = {"train": images} if images else {}
@@ -93,11 +91,10 @@ def to_coco(folder: Path, images: list[Path], names: list[str]) -> dict:
     """COCO's content of some images; category ids are YOLO's class numbers plus one."""
     records, annotations = [], []
     for i, path in enumerate(images, start=1):
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except Exception as error:  # an image library can raise anything
-            raise DatasetError(f"image {path} cannot be read: {error}") from error
+        size, problem = look_at(path, decode=False)
+        if size is None:
+            raise DatasetError(f"image {path} cannot be read: {problem}")
+        width, height = size
         name = path.resolve().relative_to(folder.resolve()).as_posix()
         records.append({"id": i, "file_name": name, "width": width, "height": height})
         for category, (cx, cy, w, h) in read_labels(label_file(path), len(names)):

@@ -35,7 +35,8 @@ def launch(main: Callable, args) -> None:
         return
     available = torch.cuda.device_count()
     if available and args.num_gpus > available:
-        raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {available} GPUs")
+        with report_errors():
+            raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {available} GPUs")
     if args.num_gpus > 1 and not available:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.num_gpus))
     with contextlib.suppress(torch.multiprocessing.ProcessExitedException), report_errors():

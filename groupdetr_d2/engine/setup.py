@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from argparse import Namespace
+from collections.abc import Sequence
 
 import torch
 import yaml
@@ -42,10 +43,22 @@ def build_config(config_file: str = "", opts: list | None = None) -> CfgNode:
     try:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)
-        cfg.merge_from_list(list(opts or []))
     except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(_explain(error, cfg, config_file)) from error
+    override(cfg, opts or [], config_file)
     return cfg
+
+
+def override(cfg: CfgNode, opts: Sequence, config_file: str = "") -> None:
+    """Applies ``[KEY, value, ...]``.
+
+    Raises:
+        ConfigError: a key does not exist (the nearest is named), or a value is of another type.
+    """
+    try:
+        cfg.merge_from_list(list(opts))
+    except (KeyError, AssertionError, ValueError) as error:
+        raise ConfigError(_explain(error, cfg, config_file)) from error
 
 
 def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:

@@ -5,6 +5,7 @@ side, so that gradients of locations and weights are sums inside a program; grad
 added up atomically in float32. Nothing but the inputs is kept for backward.
 """
 
+import contextlib
 import functools
 
 import torch
@@ -166,7 +167,9 @@ def _launch(kernel, value: Tensor, locations: Tensor, tensors: tuple[Tensor, ...
     batch, num_cells, heads, channels = value.shape
     _, num_queries, _, levels, points, _ = locations.shape
     grid = (triton.cdiv(num_queries, BLOCK), heads, batch)
-    kernel[grid](
-        *tensors, num_cells, num_queries, heads, channels, levels, points,
-        block=BLOCK, padded=triton.next_power_of_2(channels),
-    )  # fmt: skip
+    # Triton starts kernels on the current device; its interpreter has none
+    with torch.cuda.device(value.device) if value.is_cuda else contextlib.nullcontext():
+        kernel[grid](
+            *tensors, num_cells, num_queries, heads, channels, levels, points,
+            block=BLOCK, padded=triton.next_power_of_2(channels),
+        )  # fmt: skip
