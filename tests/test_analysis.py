@@ -112,6 +112,7 @@ def test_a_path_with_a_sign_of_equality_is_a_path(tmp_path):
     path = str(tmp_path / "K_=_5")
     assert runs.split_label(path)[1] == path
     assert runs.split_label(f"five={tmp_path}") == ("five", str(tmp_path))
+    assert runs.split_label(f"K = 5={path}") == ("K = 5", path)
 
 
 @pytest.mark.parametrize("dropout", [0.0])

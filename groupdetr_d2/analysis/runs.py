@@ -125,8 +125,14 @@ def mean_and_spread(values: list[float]) -> str:
 
 
 def split_label(text: str) -> tuple[str, str]:
-    """``LABEL=PATH`` -> both; a path alone is called by its last two parts."""
-    label, sign, path = text.rpartition("=")
-    if sign and not Path(text).exists():
-        return label, path
+    """``LABEL=PATH`` -> both; a path alone is called by its last two parts.
+
+    Labels and paths may hold signs of equality themselves: what is behind the label has to exist.
+    """
+    if not Path(text).exists():
+        parts = text.split("=")
+        splits = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(1, len(parts))]
+        existing = [(label, path) for label, path in splits if Path(path).exists()]
+        if splits:
+            return (existing or splits[-1:])[0]
     return "/".join(Path(text).parts[-2:]), text
