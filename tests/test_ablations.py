@@ -6,9 +6,10 @@ import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 
-from groupdetr_d2.checkpoint import CheckpointError, GroupCheckpointer
+from groupdetr_d2.checkpoint import GroupCheckpointer
 from groupdetr_d2.engine.freezing import freeze
 from groupdetr_d2.engine.setup import build_config
+from groupdetr_d2.errors import UserError
 from groupdetr_d2.groups import QueryGroups
 from groupdetr_d2.modeling.meta_arch import build_box_criterion
 from groupdetr_d2.structures import Targets
@@ -157,5 +158,5 @@ def test_a_new_run_takes_the_wanted_parts_alone_and_a_resumed_one_everything(tmp
 def test_a_pattern_that_loads_nothing_is_an_error(tmp_path):
     GroupCheckpointer(small_model(), str(tmp_path)).save("model")
     checkpointer = GroupCheckpointer(small_model(), load_only=["transformer.*"])
-    with pytest.raises(CheckpointError, match=r"'transformer\.\*'.*begin with backbone"):
+    with pytest.raises(UserError, match=r"'transformer\.\*'.*begin with backbone"):
         checkpointer.resume_or_load(str(tmp_path / "model.pth"), resume=False)

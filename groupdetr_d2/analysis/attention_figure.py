@@ -1,7 +1,9 @@
 """Where queries look on an image: attention over the memory, or deformable attention's points."""
 
 import argparse
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,20 +80,15 @@ def run(args: argparse.Namespace) -> str:
     )
 
 
-class recorded_inputs:  # noqa: N801  a context manager, called like a function
-    """What a module is called with while the context lasts."""
-
-    def __init__(self, module: nn.Module):
-        self.module, self.seen = module, {"module": module}
-
-    def __enter__(self) -> dict:
-        self.handle = self.module.register_forward_pre_hook(
-            lambda _, inputs: self.seen.update(inputs=inputs)
-        )
-        return self.seen
-
-    def __exit__(self, *_):
-        self.handle.remove()
+@contextlib.contextmanager
+def recorded_inputs(module: nn.Module) -> Iterator[dict]:
+    """The module, and what it is called with while the context lasts."""
+    seen = {"module": module}
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.update(inputs=inputs))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 @functools.singledispatch

@@ -1,6 +1,5 @@
 """Loading of checkpoints: group-aware, and never silent about what did not fit."""
 
-import fnmatch
 import logging
 import os
 import pickle
@@ -15,6 +14,7 @@ from ..errors import UserError
 from ..groups import QueryGroups, resize_query_bank
 from ..layers.per_group import PerGroup
 from ..modeling.queries import QueryBank
+from ..name_patterns import matching_names
 from .safe_pickle import load_pickle
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,9 @@ class GroupCheckpointer(DetectionCheckpointer):
             logger.info("the checkpoint has a running mean of its weights (MODEL.EMA): it is used")
             checkpoint["model"] = checkpoint["mean_weights"]["model"]
         if self.wanted:
-            checkpoint["model"] = select_names(checkpoint["model"], self.wanted)
+            found = checkpoint["model"]
+            names = [matching_names(found, x, "MODEL.LOAD_ONLY") for x in self.wanted]
+            checkpoint["model"] = {name: found[name] for part in names for name in part}
         if not checkpoint.get("matching_heuristics", False):
             for name, module in self.model.named_modules():
                 if isinstance(module, QueryBank):
@@ -119,25 +121,6 @@ def _detectron2_content(content: dict) -> dict:
     blobs = content.get("blobs", content)
     model = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
     return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def select_names(state_dict: dict, patterns: tuple[str, ...]) -> dict:
-    """The entries whose names match one of the patterns.
-
-    Raises:
-        CheckpointError: a pattern matches none.
-    """
-    selected = {}
-    for pattern in patterns:
-        names = fnmatch.filter(state_dict, pattern)
-        if not names:
-            parts = sorted({".".join(name.split(".")[:2]) for name in state_dict})
-            raise CheckpointError(
-                f"MODEL.LOAD_ONLY has {pattern!r}, which matches nothing in the checkpoint of "
-                f"MODEL.WEIGHTS; its names begin with {', '.join(parts[:12])}"
-            )
-        selected |= {name: state_dict[name] for name in names}
-    return selected
 
 
 def _swin_backbone(model: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,13 +1,12 @@
 """Parameters that a training leaves as they are."""
 
-import fnmatch
 import logging
 from collections.abc import Sequence
 
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-from ..errors import UserError
+from ..name_patterns import matching_names
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +21,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """
     parameters = dict(model.named_parameters())
     for pattern in patterns:
-        names = fnmatch.filter(parameters, pattern)
-        if not names:
-            parts = sorted({".".join(name.split(".")[:2]) for name in parameters})
-            raise UserError(
-                f"MODEL.FREEZE has {pattern!r}, which matches no parameter; their names begin with "
-                f"{', '.join(parts)}: add .* for all of a part"
-            )
+        names = matching_names(parameters, pattern, "MODEL.FREEZE")
         for name in names:
             parameters[name].requires_grad_(False)
         logger.info("MODEL.FREEZE %s: %d tensors stay as they are", pattern, len(names))
