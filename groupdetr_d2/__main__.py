@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     sys.stdout.write("usage: python -m groupdetr_d2 COMMAND [--help]\n\ncommands:\n")
     for name in names:
         module = importlib.import_module(f"{commands.__name__}.{name}")
-        sys.stdout.write(f"  {name:<12}{module.__doc__.splitlines()[0]}\n")
+        sys.stdout.write(f"  {name.replace('_', '-'):<12}{module.__doc__.splitlines()[0]}\n")
     return 0 if not argv or argv[0] in ("-h", "--help") else 2
 
 
