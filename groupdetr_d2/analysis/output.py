@@ -6,12 +6,9 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  the backend is chosen first
-from matplotlib.figure import Figure  # noqa: E402
-
-COLOURS = plt.get_cmap("tab10").colors
+COLOURS = matplotlib.colormaps["tab10"].colors
 
 
 def write_csv(path: Path, rows: Sequence[dict]) -> None:
@@ -30,15 +27,15 @@ def _cell(value):
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """As PNG, and closed."""
+    """As PNG."""
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def new_figure(title: str, xlabel: str, ylabel: str, size: tuple[float, float] = (6.4, 4)):
     """A figure with one pair of axes and a grid."""
-    figure, axes = plt.subplots(figsize=size)
+    figure = Figure(figsize=size)  # without pyplot no backend is asked for, and none is left open
+    axes = figure.subplots()
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     return figure, axes

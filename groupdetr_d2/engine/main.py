@@ -42,7 +42,9 @@ def main(args):
         model = Trainer.build_model(cfg)
         checkpointer = GroupCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.trust = args.trust_checkpoint
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        is_resumed = args.resume and checkpointer.has_checkpoint()
+        path = checkpointer.get_checkpoint_file() if is_resumed else cfg.MODEL.WEIGHTS
+        checkpointer.load(path, checkpointables=[])  # to be used: the running mean, if there is one
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
     trainer.checkpointer.trust = args.trust_checkpoint

@@ -62,8 +62,8 @@ def export_onnx(
         ExportError: the exporter's packages are missing, or it gave up.
     """
     try:
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
+        import onnxruntime  # noqa: F401  whether it is there
+        import onnxscript  # noqa: F401  the exporter imports it
     except ImportError as error:
         raise ExportError(
             f"{error.name} is missing: pip install 'groupdetr_d2[export]', or onnx, onnxscript and "

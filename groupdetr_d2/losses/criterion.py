@@ -59,9 +59,9 @@ class SetCriterion(nn.Module):
         self.match_seconds = 0.0
         if num_targets is None:
             num_targets = average_over_processes(sum(targets.counts))
-        normalizer = groups.normalizer(num_targets)
         losses = self._matched_losses(predictions, targets, groups, num_targets)
         if predictions.denoised is not None:
+            normalizer = groups.normalizer(num_targets)
             losses |= self._denoising_losses(predictions.denoised, targets, normalizer)
         if predictions.proposals is not None:
             losses |= self._proposal_losses(predictions.proposals, targets, num_targets)
