@@ -139,6 +139,10 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.PATIENCE = 0
     # numbered checkpoints that are kept, the last ones; 0: all
     cfg.SOLVER.KEEP_CHECKPOINTS = 0
+    # losses, gradients or matching costs that are NaN or infinite: "raise" ends the run, "skip"
+    # leaves the iteration out, in every process, as often as NONFINITE_BUDGET says
+    cfg.SOLVER.ON_NONFINITE = "raise"
+    cfg.SOLVER.NONFINITE_BUDGET = 100
     cfg.SOLVER.BASE_LR = 1e-4
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
     cfg.SOLVER.WARMUP_ITERS = 0
@@ -157,6 +161,10 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.CROP.MIN_SIZE = [400, 500, 600]
     # the official recipes train on the images without objects too
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    # a training image that cannot be read: "raise" ends the run, "skip" takes the next one, until
+    # more than MAX_SKIPPED different ones have failed in a process
+    cfg.DATALOADER.ON_ERROR = "raise"
+    cfg.DATALOADER.MAX_SKIPPED = 100
 
     # a data set of one's own in COCO's format; also --train-json and so on of train_net.py
     cfg.DATASETS.CUSTOM = CN()

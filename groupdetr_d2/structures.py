@@ -6,7 +6,7 @@ reference size (2 point, 3 point in space, 4 box), H classes, T targets of the w
 matched pairs of the whole batch in one decoder layer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -140,3 +140,5 @@ class Matches:
     image: Tensor  # (M,) index of the image
     query: Tensor  # (L, M) index on the query axis
     target: Tensor  # (L, M) index into the batch's T targets
+    # images some of whose costs were NaN or infinite: their matches mean nothing
+    non_finite_images: list[int] = field(default_factory=list)

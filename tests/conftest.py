@@ -1,3 +1,4 @@
+import logging
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from groupdetr_d2.engine.setup import build_config
+from groupdetr_d2.engine.train_step import TrainStep
 from groupdetr_d2.modeling.two_stage import TwoStageQueries
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +93,33 @@ def make_batch(counts=(3, 2), sizes=((64, 96), (96, 64)), num_classes=80):
 
 
 @pytest.fixture
+def package_log(caplog):
+    """What the package logs, whether Detectron2's logger set-up lets it through or not."""
+    logger = logging.getLogger("groupdetr_d2")
+    propagate, level, logger.propagate = logger.propagate, logger.level, False
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.INFO)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+    logger.propagate, _ = propagate, logger.setLevel(level)
+
+
+@pytest.fixture
 def shared_data():
     if not DATA.is_dir():
         pytest.skip(f"{DATA} with real images and weights is absent (set GROUPDETR_TEST_DATA)")
     return DATA
+
+
+@pytest.fixture
+def every_iteration(monkeypatch):
+    """Trains in this process; returns all losses, not one in twenty."""
+    seen = []
+    original = TrainStep._write_metrics
+
+    def record(self, losses, *rest, **named):
+        seen.append({name: value.item() for name, value in losses.items()})
+        return original(self, losses, *rest, **named)
+
+    monkeypatch.setattr(TrainStep, "_write_metrics", record)
+    return seen

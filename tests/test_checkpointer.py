@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from groupdetr_d2.checkpoint import CheckpointError, GroupCheckpointer
+from groupdetr_d2.checkpoint import CheckpointError, CheckpointWriteError, GroupCheckpointer
 from groupdetr_d2.engine.setup import build_config
 
 from .conftest import ROOT, SHRINK, make_batch, small_model
@@ -85,13 +85,14 @@ def test_an_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkeypatc
     before = open(path, "rb").read()
 
     def fail(data, file):
-        open(file, "wb").write(b"half")
+        file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError):
+    with pytest.raises(CheckpointWriteError, match="No space left.*KEEP_CHECKPOINTS"):
         save(model, tmp_path)
     assert open(path, "rb").read() == before
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_weights_that_fit_nowhere_are_said_loudly(tmp_path, caplog):

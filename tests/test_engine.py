@@ -1,4 +1,5 @@
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -55,20 +56,6 @@ def losses_of(folder):
     """Total loss by iteration, from the lines that Detectron2's JSON writer leaves."""
     lines = (folder / "metrics.json").read_text().splitlines()
     return {r["iteration"]: r["total_loss"] for r in map(json.loads, lines) if "total_loss" in r}
-
-
-@pytest.fixture
-def every_iteration(monkeypatch):
-    """Trains in this process; returns all losses, not one in twenty."""
-    seen = []
-    original = TrainStep._write_metrics
-
-    def record(self, losses, *rest, **named):
-        seen.append({name: value.item() for name, value in losses.items()})
-        return original(self, losses, *rest, **named)
-
-    monkeypatch.setattr(TrainStep, "_write_metrics", record)
-    return seen
 
 
 def run_in_process(arguments, *, resume=False, iterations=None):
@@ -257,15 +244,72 @@ def test_non_finite_numbers_stop_the_run_and_say_where(monkeypatch):
     with torch.no_grad():
         model.head.encoder.layers[0].ffn[0].weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteLossError) as caught:
-        make_step(model).run_step()
+        make_step(model, nonfinite_budget=5).run_step()  # to go on would be of no use
     text = str(caught.value)
     assert "iteration 0" in text and "image_0.jpg" in text
     assert "parameter head.encoder.layers.0.ffn.0.weight" in text and "resume" in text
 
     model = small_model(2)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    broken = lambda *_: {"loss_bbox": torch.tensor(float("inf"), requires_grad=True)}  # noqa: E731 - a stub
-    monkeypatch.setattr(model.criterion, "forward", broken)
-    with pytest.raises(NonFiniteLossError, match="losses loss_bbox"):
+    break_losses(model.criterion, monkeypatch)
+    with pytest.raises(NonFiniteLossError, match="loss_bbox.* not finite"):
         make_step(model).run_step()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def break_losses(criterion, monkeypatch, calls=(0,)):
+    """Makes the box loss of these calls infinite."""
+    original, count = criterion.forward, itertools.count()
+
+    def forward(*arguments):
+        losses = original(*arguments)
+        factor = float("inf") if next(count) in calls else 1.0
+        return losses | {"loss_bbox": losses["loss_bbox"] * factor}
+
+    monkeypatch.setattr(criterion, "forward", forward)
+
+
+def test_a_bad_iteration_is_left_out_within_the_budget(monkeypatch, package_log):
+    """The weights and the optimizer's averages stay; the good ones count as if it had not been."""
+    monkeypatch.setattr(TrainStep, "_write_metrics", lambda *_: None)
+    models = [small_model(2), small_model(2)]
+    break_losses(models[1].criterion, monkeypatch, calls=(1, 3))
+    for model, iterations in zip(models, ([0, 2], [0, 1, 2]), strict=True):
+        step = make_step(model, nonfinite_budget=1)
+        for step.iter in iterations:
+            step.run_step()
+    assert "left out, 1 of at most 1" in package_log.text and "image_0.jpg" in package_log.text
+    assert step.state_dict()["left_out"] == 1
+    expected, found = (model.state_dict() for model in models)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    step._data_loader_iter_obj = None
+    with pytest.raises(NonFiniteLossError, match="iteration 3.*ON_NONFINITE"):
+        step.iter = 3
+        step.run_step()
+
+
+def step_with_a_bad_process(args):
+    """Run by `launch` in two processes: the second one's losses are infinite at iteration 1."""
+    model = small_model(2)
+    patch = pytest.MonkeyPatch()
+    if comm.get_rank() == 1:
+        break_losses(model.criterion, patch, calls=(1,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    arguments = {"clip_norm": 0.1, "amp_dtype": None, "seed": 0, "nonfinite_budget": 1}
+    step = TrainStep(wrap_for_processes(model), [make_batch()] * 3, optimizer, **arguments)
+    patch.setattr(TrainStep, "_write_metrics", lambda *_: None)
+    for step.iter in range(3):
+        if comm.get_rank() == 0 and step.iter == 2:
+            step.signals.received = 15
+        step.run_step()
+    told = comm.gather((step.left_out, step.stop_signal))
+    if comm.is_main_process():
+        torch.save(told, args.path)
+
+
+def test_every_process_leaves_out_the_same_iterations_and_hears_of_signals(tmp_path):
+    path = str(tmp_path / "told.pth")
+    args = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
+    args.path = path
+    launch(step_with_a_bad_process, args)
+    assert torch.load(path, weights_only=True) == [(1, 15), (1, 15)]

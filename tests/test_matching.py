@@ -13,7 +13,7 @@ from groupdetr_d2.losses.box2d import (
     l1_loss,
 )
 from groupdetr_d2.losses.criterion import SetCriterion, Term
-from groupdetr_d2.losses.matcher import NonFiniteCostError, match_groups
+from groupdetr_d2.losses.matcher import match_groups
 from groupdetr_d2.structures import Matches, Predictions, Targets
 
 L, B, N, H = 3, 2, 6, 4
@@ -78,9 +78,10 @@ def test_batched_matching_equals_scipy_per_image_group_and_layer(num_groups, cou
 def test_non_finite_costs_name_the_images(value):
     costs = [torch.zeros(L, N, 2), torch.zeros(L, N, 3)]
     costs[1][2, 4, 1] = value
-    with pytest.raises(NonFiniteCostError) as caught:
-        match_groups(costs, QueryGroups(N))
-    assert caught.value.images == [1]
+    matches = match_groups(costs, QueryGroups(N))
+    assert matches.non_finite_images == [1] and matches.query.shape == (L, 5)
+    pairs = zip(matches.query[2].tolist(), matches.target[2].tolist(), strict=True)
+    assert (4, 3) not in pairs  # the bad cost comes last; targets of the first image are 0 and 1
 
 
 def test_costs_come_to_the_host_in_one_transfer(monkeypatch):

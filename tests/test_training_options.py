@@ -24,7 +24,7 @@ def gradients_of(config, parts, batch):
     model = small_model(2, config=config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     arguments = {"clip_norm": 0.1, "amp_dtype": None, "seed": 0, "accumulate_steps": parts}
-    losses = TrainStep(model, None, optimizer, **arguments).compute_gradients(batch)
+    losses, _ = TrainStep(model, None, optimizer, **arguments).compute_gradients(batch)
     return losses, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
 
@@ -142,15 +142,14 @@ def test_a_training_that_gets_no_better_ends():
         play([1.0, 0.5, 2.0, 1.0, 1.0], patience=2)
 
 
-def test_an_early_end_leaves_a_report_and_the_best_checkpoint(tmp_path, caplog):
+def test_an_early_end_leaves_a_report_and_the_best_checkpoint(tmp_path, package_log):
     opts = ["TEST.EVAL_PERIOD", 1, "SOLVER.PATIENCE", 2, "SOLVER.BASE_LR", 0.0]
     opts += ["SOLVER.KEEP_CHECKPOINTS", 1, "SOLVER.CHECKPOINT_PERIOD", 1]
-    with caplog.at_level(logging.INFO):
-        trainer = run_in_process(tiny_run(tmp_path, *opts))
-    assert trainer.iter == 2 and "no better AP in 2 evaluations" in caplog.text
+    trainer = run_in_process(tiny_run(tmp_path, *opts))
+    assert trainer.iter == 2 and "no better AP in 2 evaluations" in package_log.text
     names = {p.name for p in (tmp_path / "out").glob("*.pth")}
     assert names == {"model_best.pth", "model_0000002.pth"}
-    assert (tmp_path / "out/predictions.png").is_file() and "model_best.pth" in caplog.text
+    assert (tmp_path / "out/predictions.png").is_file() and "model_best.pth" in package_log.text
     assert (tmp_path / "out/last_checkpoint").read_text() == "model_0000002.pth"
 
 

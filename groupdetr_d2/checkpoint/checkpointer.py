@@ -2,41 +2,35 @@
 
 import logging
 import os
-import pickle
-import zipfile
+from pathlib import Path
 
-import safetensors.torch
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..groups import QueryGroups, resize_query_bank
 from ..layers.per_group import PerGroup
 from ..modeling.queries import QueryBank
 from ..name_patterns import matching_names
-from .safe_pickle import load_pickle
+from .files import (
+    CheckpointError,
+    CheckpointWriteError,
+    UnreadableCheckpointError,
+    is_of_a_run,
+    read_file,
+    write_safely,
+)
 
 logger = logging.getLogger(__name__)
-UNREADABLE = (
-    RuntimeError,
-    EOFError,
-    zipfile.BadZipFile,
-    pickle.UnpicklingError,
-    safetensors.SafetensorError,
-)
 NOISE = 0.02  # relative to the bank's spread; copies of a query would otherwise train alike
-
-
-class CheckpointError(UserError):
-    """A checkpoint cannot be used; the message names the file and the remedy."""
 
 
 class GroupCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer for models with query banks.
 
     A bank of other K or N is resized group by group and the log says so. Files are written under a
-    temporary name first, so that an interrupted save leaves the previous one as it was.
+    temporary name first and given to the disk, so that whatever interrupts a save leaves the
+    previous one as it was; a run whose last checkpoint is damaged resumes from the one before.
 
     Args:
         load_only: patterns of the names that a new run takes from a checkpoint (MODEL.LOAD_ONLY);
@@ -57,36 +51,74 @@ class GroupCheckpointer(DetectionCheckpointer):
         self.wanted = self.load_only if self.is_new_use else ()
         if path and "://" not in path and not os.path.isfile(path):
             raise CheckpointError(f"the checkpoint {path} (MODEL.WEIGHTS) does not exist")
-        return super().load(path, checkpointables)
+        try:
+            return super().load(path, checkpointables)
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 keeps it after an error
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to resume from."""
+        return bool(self.resumable_files())
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint to resume from, "" if there is none."""
+        return next(iter(self.resumable_files()), "")
+
+    def resumable_files(self) -> list[str]:
+        """A run's checkpoints: the one it says is the last, then the others from new to old."""
+        found = [p for p in Path(self.save_dir).glob("model_*.pth") if is_of_a_run(p.stem)]
+        found.sort(key=lambda p: p.stat().st_mtime, reverse=True)
+        last = super().get_checkpoint_file()
+        if os.path.isfile(last):
+            found = [Path(last), *(p for p in found if p != Path(last))]
+        return [str(p) for p in found]
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        """Resumes from the newest checkpoint that can be read, or else loads `path`.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none can be read.
+        """
+        files = self.resumable_files() if resume else []
+        for i, file in enumerate(files):
+            try:
+                return self.load(file)
+            except UnreadableCheckpointError as error:
+                before = files[i + 1 : i + 2]
+                if not before:
+                    raise
+                logger.warning("%s. Resuming from %s, the one before", error, before[0])
+        return self.load(path, checkpointables=[])
 
     def save(self, name: str, *, tag: bool = True, **kwargs) -> None:
-        """Writes `name`.pth, and unless `tag` is False makes it the one that is resumed from."""
+        """Writes `name`.pth, and unless `tag` is False makes it the one that is resumed from.
+
+        Raises:
+            CheckpointWriteError: the disk is full, or there is no permission.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
-        torch.save({"model": self.model.state_dict(), **parts, **kwargs}, path + ".unfinished")
-        os.replace(path + ".unfinished", path)
-        if tag:
-            self.tag_last_checkpoint(os.path.basename(path))
+        try:
+            write_safely(path, {"model": self.model.state_dict(), **parts, **kwargs})
+            if tag:
+                self.tag_last_checkpoint(os.path.basename(path))
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+            raise CheckpointWriteError(
+                f"the checkpoint {path} could not be written ({error}). Is the disk full? Free "
+                "space, or keep fewer (SOLVER.KEEP_CHECKPOINTS 2); the ones before are untouched"
+            ) from error
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Names the checkpoint to resume from, in a file that is never half written."""
+        write_safely(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def _load_file(self, filename: str) -> dict:
-        try:
-            if filename.endswith(".pkl"):
-                return _detectron2_content(load_pickle(filename, trust=self.trust))
-            if filename.endswith(".safetensors"):
-                loaded = safetensors.torch.load_file(filename)
-            else:
-                loaded = torch.load(filename, map_location="cpu", weights_only=not self.trust)
-        except UNREADABLE as error:
-            raise CheckpointError(
-                f"checkpoint {filename} cannot be read: it is truncated, no checkpoint at all, or "
-                "holds Python objects other than tensors and plain values. Copy it again, use an "
-                "earlier one of the same folder, pass an official file through `python -m "
-                "groupdetr_d2 convert` first, or if you trust its maker, read it with train_net.py "
-                f"--trust-checkpoint ({type(error).__name__}: {str(error)[:200]})"
-            ) from error
+        if filename.endswith(".pkl"):
+            return _detectron2_content(read_file(filename, trust=self.trust))
+        loaded = read_file(filename, trust=self.trust)
         loaded = loaded if "model" in loaded else {"model": loaded}
         if "model_state" in loaded["model"]:  # pycls's .pyth
             model = loaded["model"]["model_state"]

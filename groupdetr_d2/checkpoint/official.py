@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .checkpointer import CheckpointError
+from .files import CheckpointError
 
 # the official heads' rows (index = COCO category id) that are COCO's 80 classes
 COCO_CATEGORY_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]

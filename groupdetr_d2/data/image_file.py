@@ -3,10 +3,21 @@
 from pathlib import Path
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from PIL import Image
 
 from ..errors import UserError
 
+ORIENTATION = 0x0112  # the EXIF tag, and what turns a picture with it upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
@@ -21,9 +32,33 @@ def read_bgr(path: str | Path) -> np.ndarray:
         ImageReadError: naming the file.
     """
     try:
-        return read_image(str(path), format="BGR")
+        return read_array(path, "BGR")
     except Exception as error:  # an image library can raise anything
         raise ImageReadError(f"image {path} cannot be read: {error}") from error
+
+
+def read_array(path: str | Path, image_format: str) -> np.ndarray:
+    """An image file of any mode and bit depth as (H, W, 3) uint8.
+
+    It is turned as its EXIF tag says, transparency is dropped, and of values above 255 the highest
+    eight of sixteen bits are taken: Pillow's own conversion makes them all white.
+
+    Args:
+        image_format: RGB or BGR.
+    """
+    with Path(path).open("rb") as file, Image.open(file) as image:
+        image.load()
+        exif = image.getexif()
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            image = Image.fromarray(_eight_bits(np.asarray(image)))
+        method = TURNS.get(exif.get(ORIENTATION))
+        turned = image if method is None else image.transpose(method)
+        return convert_PIL_to_numpy(turned, image_format)
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    divisor = 256 if values.max(initial=0) > 255 else 1
+    return np.clip(values // divisor, 0, 255).astype(np.uint8)
 
 
 def find_image_files(folder: Path, *, deep: bool = True) -> list[Path]:

@@ -1,66 +1,136 @@
 """Data loaders whose order and augmentation depend on the seed and the iteration alone.
 
 A run that was interrupted therefore continues with the images, crops and flips that it would have
-seen, whatever the number of workers. Everything else is Detectron2's loader.
+seen, whatever the number of workers.
 """
 
+import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import transforms as T
 from detectron2.data.common import DatasetFromList
+from detectron2.data.detection_utils import (
+    annotations_to_instances,
+    check_image_size,
+    filter_empty_instances,
+    transform_instance_annotations,
+)
 from detectron2.utils import comm
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..errors import UserError
 from .detr_augmentation import build_detr_augmentation
-from .image_file import ImageReadError
+from .image_file import ImageReadError, read_array
+from .workers import leave_signals_to_parent
 
 
 class TrainingSet(Dataset):
     """Serialised dataset dicts that know the number of their draw: key = draw * length + index.
 
+    Args:
+        mapper: what makes an item of a dict and the number of its draw; without one, items are
+            dicts with "draw".
+        skips: whether an image that cannot be used is replaced by the next one, and
+            named in that item's "skipped".
+
     Attributes:
         is_wide: per image, whether its width exceeds its height.
     """
 
-    def __init__(self, dataset_dicts: list[dict]):
+    def __init__(
+        self, dataset_dicts: list[dict], mapper: Callable | None = None, *, skips: bool = False
+    ):
         self.dicts = DatasetFromList(dataset_dicts, copy=False)
         self.is_wide = [d["width"] > d["height"] for d in dataset_dicts]
+        self.mapper, self.skips = mapper, skips
+
+    def mapped(self, mapper: Callable, *, skips: bool) -> "TrainingSet":
+        """The same images, as `mapper` makes them."""
+        other = copy.copy(self)
+        other.mapper, other.skips = mapper, skips
+        return other
 
     def __len__(self) -> int:
         return len(self.dicts)
 
     def __getitem__(self, key: int) -> dict:
         draw, index = divmod(key, len(self.dicts))
-        return {**self.dicts[index], "draw": draw}
+        skipped: list[str] = []
+        for candidate in self._candidates(index):
+            d = {**self.dicts[candidate], "draw": draw}
+            if self.mapper is None:
+                return d
+            try:
+                return {**self.mapper(d), "skipped": skipped}
+            except ImageReadError as error:
+                if not self.skips:
+                    raise
+                skipped.append(str(error))
+        raise ImageReadError(f"no image of the data set can be used; the first: {skipped[0]}")
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """The image itself, then those after it, those of its batch's shape first."""
+        yield index
+        order = [(index + i) % len(self.dicts) for i in range(1, len(self.dicts))]
+        yield from sorted(order, key=lambda i: self.is_wide[i] != self.is_wide[index])
 
 
 class SeededMapper:
-    """Detectron2's mapper, with random numbers that are a function of the seed and the draw."""
+    """Makes a model's input of a dataset dict, as Detectron2's `DatasetMapper` does for boxes.
 
-    def __init__(self, mapper: DatasetMapper, seed: int):
-        self.mapper, self.seed = mapper, seed
+    Random numbers are a function of the seed and the draw; files of any mode and bit depth can be
+    read.
+
+    Args:
+        image_format: RGB or BGR.
+    """
+
+    def __init__(
+        self, augmentations: list[T.Augmentation], *, image_format: str, is_train: bool, seed: int
+    ):
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format, self.is_train, self.seed = image_format, is_train, seed
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """A dataset dict with "image" (3, H, W) and, in training, "instances"."""
+        """The dict with "image" (3, H, W) uint8 and, in training, "instances".
+
+        Raises:
+            ImageReadError: naming the file and the remedy.
+        """
         draw = dataset_dict.pop("draw", None)
         if draw is not None:
             np.random.seed(np.random.SeedSequence([self.seed, draw]).generate_state(4))
         try:
-            return self.mapper(dataset_dict)
+            return self._map(dict(dataset_dict))
         except Exception as error:
             name = dataset_dict["file_name"]
             raise ImageReadError(
                 f"image {name} cannot be used ({type(error).__name__}: {error}). Mend or replace "
-                "the file, or take it out of the annotations"
+                "the file, or take it out of the annotations; DATALOADER.ON_ERROR skip goes on "
+                "without it in training"
             ) from error
+
+    def _map(self, d: dict) -> dict:
+        image = read_array(d["file_name"], self.image_format)
+        check_image_size(d, image)
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        size = augmented.image.shape[:2]
+        d["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        annotations = d.pop("annotations", ())
+        if self.is_train:
+            boxes = [
+                {key: a[key] for key in ("bbox", "bbox_mode", "category_id")}
+                for a in annotations
+                if not a.get("iscrowd", 0)
+            ]
+            kept = [transform_instance_annotations(box, transforms, size) for box in boxes]
+            d["instances"] = filter_empty_instances(annotations_to_instances(kept, size))
+        return d
 
 
 class TrainingSampler(Sampler):
@@ -122,13 +192,18 @@ def build_train_loader(cfg, training_set: TrainingSet, start_iter: int = 0):
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
     )
-    return build_detection_train_loader(
-        dataset=training_set,
-        mapper=SeededMapper(build_mapper(cfg, is_train=True), cfg.SEED),
+    if cfg.DATALOADER.ON_ERROR not in ("raise", "skip"):
+        raise UserError(
+            f"DATALOADER.ON_ERROR is {cfg.DATALOADER.ON_ERROR!r}; it can be raise or skip"
+        )
+    mapper = build_mapper(cfg, is_train=True)
+    return DataLoader(
+        training_set.mapped(mapper, skips=cfg.DATALOADER.ON_ERROR == "skip"),
+        batch_size=batch_size,
         sampler=sampler,
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        aspect_ratio_grouping=False,  # the sampler's
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=list,
+        worker_init_fn=leave_signals_to_parent,
     )
 
 
@@ -136,15 +211,16 @@ def build_test_loader(cfg, dataset_name: str):
     """One image a batch, as the official codes evaluate."""
     return build_detection_test_loader(
         get_detection_dataset_dicts([dataset_name], filter_empty=False),
-        mapper=SeededMapper(build_mapper(cfg, is_train=False), cfg.SEED),
+        mapper=build_mapper(cfg, is_train=False),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
 
-def build_mapper(cfg, is_train: bool) -> DatasetMapper:
-    """Detectron2's mapper with DETR's augmentation."""
-    return DatasetMapper(
-        is_train=is_train,
-        augmentations=build_detr_augmentation(cfg, is_train),
+def build_mapper(cfg, is_train: bool) -> SeededMapper:
+    """DETR's augmentation, and the seed of the run."""
+    return SeededMapper(
+        build_detr_augmentation(cfg, is_train),
         image_format=cfg.INPUT.FORMAT,
+        is_train=is_train,
+        seed=cfg.SEED,
     )

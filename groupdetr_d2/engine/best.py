@@ -5,6 +5,8 @@ import logging
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from ..checkpoint import CheckpointWriteError
+
 logger = logging.getLogger(__name__)
 METRIC = "bbox/AP"
 
@@ -80,7 +82,10 @@ class BestHook(HookBase):
         value = next((x for x in comm.all_gather(ap_of(results)) if x is not None), None)
         if value is not None and self.best.is_new(value, iteration):
             logger.info("%s %.2f is the best so far: model_best.pth", METRIC, value)
-            self.checkpointer.save("model_best", tag=False, iteration=iteration - 1)
+            try:
+                self.checkpointer.save("model_best", tag=False, iteration=iteration - 1)
+            except CheckpointWriteError as error:
+                logger.error("%s. The training goes on", error)
 
 
 def ap_of(results: dict) -> float | None:

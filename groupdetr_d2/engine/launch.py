@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import sys
@@ -10,8 +11,10 @@ from collections.abc import Callable
 import torch
 from detectron2.engine import launch as detectron2_launch
 
+from ..data.workers import explain_worker_error
 from ..errors import UserError
 from .cluster import find_placement, join
+from .interruption import Interrupted, signals_passed_on
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # <malloc.h>
 
@@ -39,17 +42,19 @@ def launch(main: Callable, args) -> None:
             raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {available} GPUs")
     if args.num_gpus > 1 and not available:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.num_gpus))
-    with contextlib.suppress(torch.multiprocessing.ProcessExitedException), report_errors():
-        detectron2_launch(
-            _prepared,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args),
-        )
-        return
-    sys.exit(1)  # a process has said why
+    several = args.num_gpus * args.num_machines > 1
+    try:
+        with report_errors(), signals_passed_on() if several else contextlib.nullcontext():
+            detectron2_launch(
+                _prepared,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args),
+            )
+    except torch.multiprocessing.ProcessExitedException as end:
+        sys.exit(max(1, end.exit_code))  # the process has said why
 
 
 def _prepared(main: Callable, args):
@@ -66,10 +71,22 @@ def report_errors():
     """Prints what a user can mend as one message, without a traceback, and exits with 1."""
     try:
         yield
+    except Interrupted as end:
+        sys.stderr.write(f"{end}\n")
+        sys.exit(128 + end.number)  # as a shell counts
     except UserError as error:
         logging.getLogger(__name__).debug("", exc_info=error)
         # from a data-loading worker it comes with the worker's traceback in front
         sys.exit("error: " + str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].rstrip())
+    except RuntimeError as error:
+        explanation = explain_worker_error(error)
+        if explanation is None:
+            raise
+        sys.exit(f"error: {explanation}")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(f"error: the disk is full ({error}): free space, then go on with --resume")
 
 
 def keep_freed_memory() -> None:

@@ -1,17 +1,23 @@
 """One training iteration, and what is said when its numbers are not finite."""
 
 import contextlib
+import logging
+import math
 import time
 
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
 from ..checkpoint import CheckpointError
+from ..data.workers import SkippedImages
 from ..errors import UserError
 from ..losses.criterion import average_over_processes
-from ..losses.matcher import NonFiniteCostError
+from .interruption import StopSignals
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(UserError):
@@ -29,10 +35,29 @@ class TrainStep(SimpleTrainer):
         amp_dtype: of autocast; None for full precision.
         accumulate_steps: parts of a batch that go through the model one after another, which takes
             less memory; the gradient is that of the whole batch.
+        nonfinite_budget: iterations with numbers that are not finite that may be left out in all;
+            the next one ends the run.
+        max_skipped: different images that the loader may leave out because they cannot be used.
+        signals: what may ask the run to stop.
+
+    Attributes:
+        stop_signal: the signal that some process has got by the end of the last iteration, or 0.
+        left_out: iterations left out so far.
     """
 
     def __init__(
-        self, model, data_loader, optimizer, *, clip_norm, amp_dtype, seed, accumulate_steps=1
+        self,
+        model,
+        data_loader,
+        optimizer,
+        *,
+        clip_norm,
+        amp_dtype,
+        seed,
+        accumulate_steps=1,
+        nonfinite_budget=0,
+        max_skipped=0,
+        signals: StopSignals | None = None,
     ):
         super().__init__(model, data_loader, optimizer)
         self.accumulate_steps = accumulate_steps
@@ -40,77 +65,129 @@ class TrainStep(SimpleTrainer):
         self.device = next(model.parameters()).device
         scaled = amp_dtype == torch.float16
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.nonfinite_budget, self.left_out = nonfinite_budget, 0
+        self.skipped = SkippedImages(max_skipped)
+        self.signals, self.stop_signal = signals or StopSignals(), 0
+
+    @property
+    def plain_model(self) -> nn.Module:
+        """Without the wrapper for several processes."""
+        is_wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
+        return self.model.module if is_wrapped else self.model
 
     def run_step(self):
-        """Data, losses, gradients, check, update."""
+        """Data, losses, gradients, check, update.
+
+        Raises:
+            NonFiniteLossError: a number is not finite in some process, in all of them alike.
+        """
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
+        self.skipped.add(batch)
         data_time = time.perf_counter() - start
         torch.manual_seed(hash((self.seed, comm.get_rank(), self.iter)) % 2**63)
         self.optimizer.zero_grad()
-        losses = self.compute_gradients(batch)
+        losses, suspects = self.compute_gradients(batch)
         self.after_backward()
-        names, values = list(losses), torch.stack(list(losses.values())).cpu()
-        if not values.isfinite().all():
-            raise NonFiniteLossError(self._describe(batch, dict(zip(names, values, strict=True))))
-        self._write_metrics(dict(zip(names, values, strict=True)), data_time)
-        self._update()
+        losses["gradient norm"] = self._clip()
+        values, is_bad = self._agree(torch.stack(list(losses.values())), suspects)
+        losses = dict(zip(losses, values, strict=True))
+        if is_bad:
+            self._leave_out(self._describe(batch, losses, suspects))
+            return
+        del losses["gradient norm"]
+        self._write_metrics(losses, data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
 
-    def compute_gradients(self, batch: list[dict]) -> dict[str, torch.Tensor]:
-        """Backward of all parts of the batch; returns the batch's losses, without gradients."""
+    def _clip(self) -> torch.Tensor:
+        """The norm of all gradients together, before it is bounded."""
+        self.grad_scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or math.inf)
+        # a scaler tries scales that are too large, and leaves those iterations out by itself
+        return norm.new_zeros(()) if self.grad_scaler.is_enabled() else norm
+
+    def _agree(self, values: torch.Tensor, suspects: list[int]) -> tuple[torch.Tensor, bool]:
+        """The values on the host, and whether those of any process are bad; in one transfer.
+
+        Processes also tell each other here of signals to stop.
+        """
+        told = values.new_tensor([bool(suspects), self.signals.received])
+        told[0] += ~values.isfinite().all()
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        *values, is_bad, self.stop_signal = torch.cat([values, told]).cpu().unbind()
+        self.stop_signal = int(self.stop_signal)
+        return values, bool(is_bad)
+
+    def _leave_out(self, what: str):
+        """Keeps the weights as they are, if the budget allows it and they are sound."""
+        is_sound = all(p.isfinite().all() for p in self.model.parameters())
+        if not is_sound or self.left_out >= self.nonfinite_budget:
+            raise NonFiniteLossError(
+                f"{what} The last checkpoint is untouched: resume from it without AMP or with "
+                "SOLVER.AMP.DTYPE bfloat16, with SOLVER.ON_NONFINITE skip if it is a rare batch, "
+                "or start from it as MODEL.WEIGHTS with a lower SOLVER.BASE_LR"
+            )
+        self.left_out += 1
+        self.grad_scaler.update()
+        logger.warning(
+            "%s The iteration is left out, %d of at most %d (SOLVER.ON_NONFINITE)",
+            what,
+            self.left_out,
+            self.nonfinite_budget,
+        )
+        if has_event_storage():
+            get_event_storage().put_scalar("left_out", self.left_out, smoothing_hint=False)
+
+    def compute_gradients(self, batch: list[dict]) -> tuple[dict[str, torch.Tensor], list[int]]:
+        """Backward of all parts of the batch.
+
+        Returns:
+            the batch's losses, without gradients, and which of its images have matching costs that
+            are not finite.
+        """
         num_targets = average_over_processes(sum(len(x["instances"]) for x in batch))
         size = -(-len(batch) // self.accumulate_steps)
-        parts = [batch[i : i + size] for i in range(0, len(batch), size)]
         totals: dict[str, torch.Tensor] = {}
-        for i, part in enumerate(parts):
-            is_last = i == len(parts) - 1
+        suspects: list[int] = []
+        for first in range(0, len(batch), size):
+            part = batch[first : first + size]
+            is_last = first + size >= len(batch)
             with contextlib.nullcontext() if is_last else self._no_communication():
-                losses = self.compute_losses(part, num_targets)
+                with self._autocast():
+                    losses = self.model(part, num_targets)
                 self.grad_scaler.scale(sum(losses.values())).backward()
+            suspects += [first + i for i in self.plain_model.criterion.non_finite_images]
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach()
-        return totals
+        return totals, suspects
 
     def _no_communication(self):
         """Gradients are exchanged once a batch, after its last part."""
-        is_wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
+        is_wrapped = self.plain_model is not self.model
         return self.model.no_sync() if is_wrapped else contextlib.nullcontext()
-
-    def compute_losses(self, batch: list[dict], num_targets: float) -> dict[str, torch.Tensor]:
-        """The model's weighted losses under autocast."""
-        with self._autocast():
-            try:
-                return self.model(batch, num_targets)
-            except NonFiniteCostError as error:
-                raise NonFiniteLossError(self._describe(batch, {}, error.images)) from error
 
     def _autocast(self) -> torch.autocast:
         enabled = self.amp_dtype is not None
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled)
 
-    def _update(self):
-        if self.clip_norm:
-            self.grad_scaler.unscale_(self.optimizer)
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-
-    def _describe(self, batch, losses, images=()) -> str:
+    def _describe(self, batch, losses, suspects) -> str:
         bad = [name for name, value in losses.items() if not value.isfinite()]
-        what = f"losses {', '.join(bad)}" if bad else f"matching costs of batch images {images}"
+        if not bad and not suspects:
+            return f"iteration {self.iter}: numbers of another process are not finite."
+        what = ", ".join(bad) or f"matching costs of images {suspects} of the batch"
         files = [x.get("file_name", x.get("image_id", "?")) for x in batch]
         rates = [group["lr"] for group in self.optimizer.param_groups]
         return (
             f"iteration {self.iter}: {what} not finite. Batch: {files}. First non-finite tensor: "
-            f"{self.first_non_finite(batch)}. Learning rates {rates}, AMP {self.amp_dtype}. The "
-            "last checkpoint is untouched: resume from it without AMP or with SOLVER.AMP.DTYPE "
-            "bfloat16, or start from it as MODEL.WEIGHTS with a lower SOLVER.BASE_LR"
+            f"{self.first_non_finite(batch)}. Learning rates {rates}, AMP {self.amp_dtype}."
         )
 
     def first_non_finite(self, batch: list[dict]) -> str:
         """The first parameter, input or module output that is not finite, by running once more."""
-        model = self.model.module if hasattr(self.model, "module") else self.model
+        model = self.plain_model
         for name, parameter in model.named_parameters():
             if not parameter.isfinite().all():
                 return f"parameter {name}"
@@ -132,9 +209,9 @@ class TrainStep(SimpleTrainer):
         return f"output of {found[0]}" if found else "none in the forward pass"
 
     def state_dict(self):
-        """Iteration, optimizer, gradient scaler and seed."""
-        scaler = self.grad_scaler.state_dict()
-        return {**super().state_dict(), "grad_scaler": scaler, "seed": self.seed}
+        """Iteration, optimizer, gradient scaler, seed and the iterations left out."""
+        own = {"grad_scaler": self.grad_scaler.state_dict(), "seed": self.seed}
+        return {**super().state_dict(), **own, "left_out": self.left_out}
 
     def load_state_dict(self, state_dict):
         """The counterpart of :meth:`state_dict`.
@@ -146,6 +223,7 @@ class TrainStep(SimpleTrainer):
         super().load_state_dict(state_dict)
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.seed = state_dict["seed"]
+        self.left_out = state_dict.get("left_out", 0)
 
     def _check_shapes(self, optimizer_state: dict) -> None:
         """PyTorch does not compare shapes, and its fused AdamW would write past the end."""

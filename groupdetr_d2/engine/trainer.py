@@ -16,10 +16,13 @@ from torch import nn
 from ..checkpoint import GroupCheckpointer
 from ..data.checks import check_annotations
 from ..data.loader import TrainingSet, build_test_loader, build_train_loader
+from ..data.workers import check_shared_memory
 from ..errors import UserError
 from .best import Best, BestHook, NoImprovement
+from .checkpointing import CheckpointHook
 from .ema import MeanWeights, MeanWeightsHook
 from .freezing import freeze
+from .interruption import StopSignals
 from .progress import ProgressPrinter
 from .report import ReportHook
 from .run_info import RunInfo
@@ -35,7 +38,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg):
         # DefaultTrainer's own constructor cannot do DDP on a CPU; this is its order of things
         super(DefaultTrainer, self).__init__()
-        self.cfg = cfg
+        self.cfg, self.signals = cfg, StopSignals()
         self.training_set = TrainingSet(load_training_set(cfg))
         self.raw_model = self.build_model(cfg)
         optimizer = build_optimizer(cfg, self.raw_model)
@@ -47,6 +50,9 @@ class Trainer(DefaultTrainer):
             amp_dtype=getattr(torch, cfg.SOLVER.AMP.DTYPE) if cfg.SOLVER.AMP.ENABLED else None,
             seed=cfg.SEED,
             accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
+            max_skipped=cfg.DATALOADER.MAX_SKIPPED,
+            nonfinite_budget=nonfinite_budget_of(cfg),
+            signals=self.signals,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.best, saved = Best(), {}
@@ -75,15 +81,22 @@ class Trainer(DefaultTrainer):
         seed_cfg = self.cfg.clone()
         seed_cfg.defrost()
         seed_cfg.SEED = self._trainer.seed  # of the run that is resumed, if one is
+        check_shared_memory(self.cfg, comm.get_local_size())
         self._trainer.data_loader = build_train_loader(seed_cfg, self.training_set, self.start_iter)
         try:
-            super().train()
+            with self.signals:
+                super().train()
         except NoImprovement as end:
             logger.info("%s", end)
             for hook in self._hooks:
                 if isinstance(hook, ReportHook):
                     hook.report()
         return getattr(self, "_last_eval_results", None)
+
+    @property
+    def stop_signal(self) -> int:
+        """The signal that asks to stop after this iteration, the same in every process; or 0."""
+        return self._trainer.stop_signal
 
     def after_step(self):
         """Also counts epochs, so that metrics.json can be read without the data set."""
@@ -127,11 +140,9 @@ class Trainer(DefaultTrainer):
         built = [hooks.IterationTimer(), hooks.LRScheduler()]
         if cfg.MODEL.EMA.ENABLED:
             built.append(MeanWeightsHook(self.mean, self.raw_model))
-        if comm.is_main_process():
-            period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.KEEP_CHECKPOINTS
-            built.append(
-                hooks.PeriodicCheckpointer(self.checkpointer, period, max_to_keep=keep or None)
-            )
+        period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.KEEP_CHECKPOINTS
+        self.saving = CheckpointHook(self.checkpointer, period=period, keep=keep)
+        built.append(self.saving)
         if cfg.DATASETS.TEST:
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
             built.append(BestHook(self.best, self.checkpointer, cfg.SOLVER.PATIENCE))
@@ -141,7 +152,14 @@ class Trainer(DefaultTrainer):
         return built
 
     def _evaluate(self):
-        self._last_eval_results = self.test(self.cfg, self.evaluated_model)
+        """If it fails or is interrupted, what has been trained is saved."""
+        try:
+            with self.signals.at_once():
+                self._last_eval_results = self.test(self.cfg, self.evaluated_model)
+        except BaseException:
+            # in after_train, the counter stands one further
+            self.saving.save_now(min(self.iter, self.max_iter - 1))
+            raise
         return self._last_eval_results
 
     def build_writers(self):
@@ -187,6 +205,14 @@ def wrap_for_processes(model: nn.Module) -> nn.Module:
     if next(model.parameters()).device.type == "cpu":
         return create_ddp_model(model, broadcast_buffers=False, device_ids=None)
     return create_ddp_model(model, broadcast_buffers=False)
+
+
+def nonfinite_budget_of(cfg) -> int:
+    """Iterations that may be left out because of numbers that are not finite."""
+    policy = cfg.SOLVER.ON_NONFINITE
+    if policy not in ("raise", "skip"):
+        raise UserError(f"SOLVER.ON_NONFINITE is {policy!r}; it can be raise or skip")
+    return cfg.SOLVER.NONFINITE_BUDGET if policy == "skip" else 0
 
 
 def clip_norm_of(cfg) -> float:

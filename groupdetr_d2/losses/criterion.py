@@ -31,6 +31,8 @@ class SetCriterion(nn.Module):
 
     Attributes:
         match_seconds: what the matching of the last batch took, waiting for the device included.
+        non_finite_images: positions in the last batch of images with costs that were NaN or
+            infinite.
     """
 
     def __init__(self, costs: list[Term], losses: dict[str, Term], matches_per_target: int = 1):
@@ -39,6 +41,7 @@ class SetCriterion(nn.Module):
         self.costs = costs
         self.losses = losses
         self.match_seconds = 0.0
+        self.non_finite_images: list[int] = []
 
     def forward(
         self,
@@ -56,7 +59,7 @@ class SetCriterion(nn.Module):
             weighted losses; ``_i`` marks those of layer ``i``, the last layer's are unmarked;
             ``_dn`` marks those of denoising queries, ``_enc`` those of a first stage.
         """
-        self.match_seconds = 0.0
+        self.match_seconds, self.non_finite_images = 0.0, []
         if num_targets is None:
             num_targets = average_over_processes(sum(targets.counts))
         losses = self._matched_losses(predictions, targets, groups, num_targets)
@@ -131,6 +134,7 @@ class SetCriterion(nn.Module):
             costs.append(sum(weight * fn(image, target) for fn, weight in self.costs))
         matches = match_groups(costs, groups)
         self.match_seconds += time.perf_counter() - start
+        self.non_finite_images += matches.non_finite_images
         return matches
 
 

@@ -8,38 +8,27 @@ from torch import Tensor
 from ..groups import QueryGroups
 from ..structures import Matches
 
-
-class NonFiniteCostError(FloatingPointError):
-    """Some matching costs are NaN or infinite: the model's outputs are.
-
-    Attributes:
-        images: positions in the batch of the images concerned.
-    """
-
-    def __init__(self, images: list[int]):
-        super().__init__(f"matching costs are not finite for images {images} of the batch")
-        self.images = images
+LAST = 1e9  # a cost above all others
 
 
 @torch.no_grad()
 def match_groups(costs: list[Tensor], groups: QueryGroups) -> Matches:
     """One-to-one assignment inside each group: each target is matched K times, once per group.
 
-    All costs come to the host in one transfer, whatever L, K and B are.
+    All costs come to the host in one transfer, whatever L, K and B are. Costs that are not finite
+    come last, and the matches name their images: the model's outputs are at fault, and the losses
+    will be NaN. It is for the training to decide what to do about it, in every process alike.
 
     Args:
         costs: per image, (L, K*N, T of the image).
-
-    Raises:
-        NonFiniteCostError: naming the images.
     """
     device = costs[0].device
     flat = torch.cat([cost.flatten() for cost in costs]).float().cpu().numpy()
     sizes = [cost.numel() for cost in costs]
     parts = np.split(flat, np.cumsum(sizes)[:-1])
     bad = [b for b, part in enumerate(parts) if not np.isfinite(part).all()]
-    if bad:
-        raise NonFiniteCostError(bad)
+    for b in bad:
+        parts[b] = np.nan_to_num(parts[b], nan=LAST, posinf=LAST, neginf=LAST)
     images, queries, targets, first_target = [], [], [], 0
     for b, (part, cost) in enumerate(zip(parts, costs, strict=True)):
         num_layers, _, num_targets = cost.shape
@@ -54,7 +43,7 @@ def match_groups(costs: list[Tensor], groups: QueryGroups) -> Matches:
     indices = np.concatenate([indices, np.concatenate(images)[None]])  # (2L + 1, M)
     indices = torch.from_numpy(indices.astype(np.int64)).to(device, non_blocking=True)
     query, target, image = indices.split([num_layers, num_layers, 1])
-    return Matches(image=image[0], query=query, target=target)
+    return Matches(image=image[0], query=query, target=target, non_finite_images=bad)
 
 
 def _assign(costs: np.ndarray, groups: QueryGroups) -> tuple[np.ndarray, np.ndarray]:

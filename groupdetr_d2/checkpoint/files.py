@@ -1,0 +1,102 @@
+"""Checkpoint files: written whole or not at all, and read without running what they say."""
+
+import contextlib
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from ..errors import UserError
+from .safe_pickle import load_pickle
+
+UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be used; the message names the file and the remedy."""
+
+
+class UnreadableCheckpointError(CheckpointError):
+    """It is truncated, or something else than a checkpoint."""
+
+
+class CheckpointWriteError(CheckpointError):
+    """A checkpoint could not be written; those that exist are untouched."""
+
+
+def is_of_a_run(stem: str) -> bool:
+    """Whether a training names its checkpoints so."""
+    which = stem.removeprefix("model_")
+    return which in ("final", "best") or which.isdigit()
+
+
+def read_file(path: str, *, trust: bool = False):
+    """The content of a pickle, a safetensors file or a file of torch.save.
+
+    Args:
+        trust: whether it may run code.
+
+    Raises:
+        UnreadableCheckpointError: naming the file and the remedy.
+    """
+    try:
+        if path.endswith(".pkl"):
+            return load_pickle(path, trust=trust)
+        if path.endswith(".safetensors"):
+            return safetensors.torch.load_file(path)
+        _check_sums(path)
+        return torch.load(path, map_location="cpu", weights_only=not trust)
+    except UNREADABLE as error:
+        raise UnreadableCheckpointError(
+            f"checkpoint {path} cannot be read: it is truncated, no checkpoint at all, or holds "
+            "Python objects other than tensors and plain values. Copy it again, use an earlier one "
+            "of the same folder, pass an official file through `python -m groupdetr_d2 convert` "
+            "first, or if you trust its maker, read it with train_net.py --trust-checkpoint "
+            f"({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+
+
+def _check_sums(path: str) -> None:
+    """Bytes that changed on the disk; torch.load does not look at the sums that it finds."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+
+
+def write_safely(path: str, content: dict | str) -> None:
+    """Writes a checkpoint or a text beside its place, through to the disk, then moves it there."""
+    unfinished = path + ".unfinished"
+    try:
+        with open(unfinished, "wb") as file:
+            if isinstance(content, str):
+                file.write(content.encode())
+            else:
+                torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        Path(unfinished).unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # not every file system can
+        _sync_folder(os.path.dirname(path) or ".")
+
+
+def _sync_folder(path: str) -> None:
+    """The names in a folder, through to the disk."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

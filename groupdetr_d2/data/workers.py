@@ -1,0 +1,111 @@
+"""What can happen to the processes that load data, and what is said about it."""
+
+import logging
+import os
+import re
+import shutil
+import signal
+import threading
+
+from .image_file import ImageReadError
+
+logger = logging.getLogger(__name__)
+SHARED_MEMORY = "/dev/shm"
+PREFETCHED = 2  # batches that every worker has ready, PyTorch's default
+REMEDY = (
+    "give the container more (docker run --shm-size=8g, or --ipc=host), or set "
+    "DATALOADER.NUM_WORKERS to less, 0 for none"
+)
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Lets a worker live on while its process finishes an iteration, whoever else is signalled.
+
+    Schedulers and terminals signal every process of a job. Only the parent's own SIGTERM counts.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_exit_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _exit_when_told(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+def explain_worker_error(error: BaseException) -> str | None:
+    """What the death of a worker means for a user; None for any other error."""
+    text = str(error)
+    found = re.search(r"DataLoader worker \(pid\S* (\d[\d, ]*)\)(.*)", text, re.S)
+    if not found and not any(x in text for x in ("shm", "shared memory", "</torch_")):
+        return None
+    who = f"data-loading worker {found[1]}" if found else "a data-loading worker"
+    how = " ".join(found[2].split())[:150] if found else text[:150]
+    return (
+        f"{who} of process {os.environ.get('RANK', os.getpid())} died ({how}). Killed: memory ran "
+        f"out, see the kernel's log. Bus error: {SHARED_MEMORY} is full, {_free_text()}: {REMEDY}. "
+        "The last checkpoint is untouched: --resume goes on"
+    )
+
+
+def check_shared_memory(cfg, processes: int) -> None:
+    """Warns if batches on their way from the workers may not fit into shared memory.
+
+    Args:
+        processes: of the training on this machine.
+    """
+    free = free_shared_memory()
+    workers = cfg.DATALOADER.NUM_WORKERS
+    if not workers or free is None:
+        return
+    pixels = max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN * 3
+    needed = cfg.SOLVER.IMS_PER_BATCH * pixels * workers * (PREFETCHED + 1)  # of all processes
+    if needed > free:
+        logger.warning(
+            "%d workers in each of %d processes may need %d MB of shared memory, and %s: %s",
+            workers,
+            processes,
+            needed / 2**20,
+            _free_text(),
+            REMEDY,
+        )
+
+
+def free_shared_memory() -> int | None:
+    """Bytes; None where there is no such folder."""
+    return shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else None
+
+
+def _free_text() -> str:
+    free = free_shared_memory()
+    return "its size is unknown" if free is None else f"{free / 2**20:.0f} MB of it are free"
+
+
+class SkippedImages:
+    """The images of a process that could not be used, with what was wrong.
+
+    Args:
+        limit: how many different ones there may be.
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self.reasons = limit, set()
+
+    def add(self, batch: list[dict]) -> None:
+        """Takes in what the items of a batch say.
+
+        Raises:
+            ImageReadError: there are more than the limit.
+        """
+        for reason in (reason for item in batch for reason in item.get("skipped", ())):
+            if reason in self.reasons:
+                continue
+            self.reasons.add(reason)
+            logger.warning("left out, number %d: %s", len(self.reasons), reason)
+        if len(self.reasons) > self.limit:
+            raise ImageReadError(
+                f"{len(self.reasons)} training images cannot be used, more than "
+                f"DATALOADER.MAX_SKIPPED ({self.limit}): `python -m groupdetr_d2 check-data` lists "
+                "them all"
+            )

@@ -1,0 +1,90 @@
+"""Signals that end a training: it finishes its iteration, writes a checkpoint, then it ends."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+REPEATED_AFTER = 2.0  # seconds; a signal often arrives twice, from the terminal and the launcher
+
+
+class Interrupted(BaseException):
+    """A signal has ended the training, and what was trained is saved.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}; the checkpoint is written: the same "
+            "command with --resume goes on from there"
+        )
+        self.number = number
+
+
+class StopSignals:
+    """A context in which SIGTERM and SIGINT are remembered; who insists gets KeyboardInterrupt.
+
+    Attributes:
+        received: the signal's number, 0 before it comes.
+    """
+
+    def __init__(self):
+        self.received, self._time, self._is_at_once = 0, 0.0, False
+        self._previous: dict = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within, a signal raises where it arrives: for what can be done again.
+
+        Raises:
+            Interrupted: one arrives, or has arrived before.
+        """
+        self._is_at_once = True
+        try:
+            if self.received:
+                raise Interrupted(self.received)
+            yield
+        finally:
+            self._is_at_once = False
+
+    def _receive(self, number: int, frame):
+        now = time.monotonic()
+        if self.received and now - self._time > REPEATED_AFTER:
+            raise KeyboardInterrupt
+        if not self.received:
+            self.received, self._time = number, now
+        if self._is_at_once:
+            self._is_at_once = False
+            raise Interrupted(number)
+
+
+@contextlib.contextmanager
+def signals_passed_on() -> Iterator[None]:
+    """Within, signals to this process go to those that it has started, and it waits for them."""
+
+    def pass_on(number: int, frame):
+        for process in multiprocessing.active_children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
+    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

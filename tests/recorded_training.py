@@ -1,0 +1,34 @@
+"""train_net.py, with every iteration's losses written down at once: run by test_interruption.py."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from detectron2.utils import comm
+
+from groupdetr_d2.engine.launch import launch
+from groupdetr_d2.engine.main import build_parser
+from groupdetr_d2.engine.main import main as train
+from groupdetr_d2.engine.train_step import TrainStep
+
+
+def main(args):
+    """In every process, after `launch`."""
+    path = Path(os.environ["RECORD_FOLDER"], f"{comm.get_rank()}.jsonl")
+    pause = float(os.environ.get("RECORD_PAUSE", 0))
+    original = TrainStep._write_metrics
+
+    def record(self, losses, *rest, **named):
+        values = {name: value.item() for name, value in losses.items()}
+        with path.open("a") as file:
+            file.write(json.dumps([self.iter, values]) + "\n")
+        time.sleep(pause)
+        return original(self, losses, *rest, **named)
+
+    TrainStep._write_metrics = record
+    train(args)
+
+
+if __name__ == "__main__":
+    launch(main, build_parser().parse_args())
