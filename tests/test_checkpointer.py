@@ -98,7 +98,86 @@ def test_an_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkeypatc
 def test_weights_that_fit_nowhere_are_said_loudly(tmp_path, caplog):
     torch.save({"model": {"resnet.conv1.weight": torch.zeros(3)}}, tmp_path / "other.pth")
     GroupCheckpointer(small_model()).load(str(tmp_path / "other.pth"))
-    assert "nothing of the checkpoint fits backbone.*" in caplog.text
+    assert "NOTHING of the checkpoint fits backbone.*" in caplog.text
+
+
+class Names:
+    """Stands for a run's information."""
+
+    def __init__(self, classes):
+        self.classes = classes
+
+    def state_dict(self):
+        return {"classes": self.classes}
+
+
+@pytest.mark.parametrize(
+    "config", ["configs/DINO/dino_4scale_R_50_12ep.yaml", "configs/DN-DETR/dn_detr_R_50_12ep.yaml"]
+)
+def test_rows_of_classes_are_matched_by_name(tmp_path, caplog, config):
+    """In the heads, the first stage and the label embedding; a new class keeps its own values."""
+    old, new = ["cat", "dog", "bird", "cow"], ["Dog", "fish", "cat"]
+    source = small_model(2, "MODEL.DETR.NUM_CLASSES", 4, config=config)
+    GroupCheckpointer(source, str(tmp_path), run=Names(old)).save("model")
+    target = small_model(2, "MODEL.DETR.NUM_CLASSES", 3, config=config)
+    own = {name: value.clone() for name, value in target.state_dict().items()}
+    checkpointer = GroupCheckpointer(target, run=Names(new))
+    checkpointer.load(str(tmp_path / "model.pth"), checkpointables=[])
+    assert "rows of 2 are matched by name, new are fish" in caplog.text
+    theirs, ours = source.state_dict(), target.state_dict()
+    seen = 0
+    for name in ours:
+        if "class_head" in name or "label_embedding" in name:
+            axis = 1 if "queries.heads" in name else 0
+            before, after = theirs[name].unbind(axis), ours[name].unbind(axis)
+            assert torch.equal(after[0], before[1]) and torch.equal(after[2], before[0]), name
+            assert torch.equal(after[1], own[name].unbind(axis)[1]), name
+            if "label_embedding" in name:
+                assert torch.equal(after[3], before[4])
+            seen += 1
+    assert seen == (5 if "dino" in config else 3)
+
+
+def test_the_same_number_of_other_classes_is_noticed(tmp_path):
+    """Loading by shape alone would silently make cats of dogs."""
+    source, target = (small_model(1, "MODEL.DETR.NUM_CLASSES", 2) for _ in range(2))
+    GroupCheckpointer(source, str(tmp_path), run=Names(["cat", "dog"])).save("model")
+    with torch.no_grad():
+        source.head.predictor.class_heads[0].weight[0] += 1
+    GroupCheckpointer(source, str(tmp_path), run=Names(["cat", "dog"])).save("model")
+    loader = GroupCheckpointer(target, run=Names(["dog", "cat"]))
+    loader.load(str(tmp_path / "model.pth"), checkpointables=[])
+    expected = source.head.predictor.class_heads[0].weight.flip(0)
+    assert torch.equal(target.head.predictor.class_heads[0].weight, expected)
+
+
+def test_what_was_loaded_is_a_table(tmp_path, caplog):
+    """Without names, heads of other sizes start anew, and that is said."""
+    caplog.set_level(logging.INFO)
+    path = save(small_model(2), tmp_path)
+    target = small_model(3, "MODEL.DETR.NUM_CLASSES", 5)
+    GroupCheckpointer(target).load(path)
+    rows = {line.split()[0]: line.split()[1:] for line in caplog.text.splitlines() if line}
+    tensors = len(list(target.backbone.state_dict()))
+    assert rows["backbone"] == [str(tensors)]
+    others = len(list(target.head.queries.state_dict())) - 1
+    assert rows["head.queries"] == [str(others), "1"]  # the bank is resized
+    assert rows["head.predictor"][-1] == "2"
+    assert "2 tensors start from random weights: head.predictor.class_heads.0.weight" in caplog.text
+    caplog.clear()
+    GroupCheckpointer(small_model(2)).load(path)
+    assert "all " in caplog.text and "random" not in caplog.text
+
+
+def test_a_checkpoint_without_a_transformer_is_said_loudly(tmp_path, caplog):
+    model = small_model()
+    state = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
+    torch.save({"model": state}, tmp_path / "backbone.pth")
+    GroupCheckpointer(model).load(str(tmp_path / "backbone.pth"))
+    assert "the transformer starts from random weights, as it should with a back" in caplog.text
+    torch.save({"model": state | {"transformer.x": torch.zeros(3)}}, tmp_path / "other.pth")
+    GroupCheckpointer(model).load(str(tmp_path / "other.pth"))
+    assert "are its names converted?" in caplog.text
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

@@ -4,13 +4,9 @@ import logging
 import os
 from pathlib import Path
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
-from ..groups import QueryGroups, resize_query_bank
-from ..layers.per_group import PerGroup
-from ..modeling.queries import QueryBank
 from ..name_patterns import matching_names
 from .files import (
     CheckpointError,
@@ -20,15 +16,17 @@ from .files import (
     read_file,
     write_safely,
 )
+from .fitting import fit_state_dict
+from .loading_report import report_loading
 
 logger = logging.getLogger(__name__)
-NOISE = 0.02  # relative to the bank's spread; copies of a query would otherwise train alike
 
 
 class GroupCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer for models with query banks.
 
-    A bank of other K or N is resized group by group and the log says so. Files are written under a
+    A bank of other K or N is resized group by group, rows of classes are matched by their names
+    if both sides know them, and the log has a table of what was loaded. Files are written under a
     temporary name first and given to the disk, so that whatever interrupts a save leaves the
     previous one as it was; a run whose last checkpoint is damaged resumes from the one before.
 
@@ -49,6 +47,8 @@ class GroupCheckpointer(DetectionCheckpointer):
         """Detectron2's, with an error that names a missing file."""
         self.is_new_use = checkpointables == []
         self.wanted = self.load_only if self.is_new_use else ()
+        if not path:
+            logger.warning("MODEL.WEIGHTS is empty: the whole model starts from random weights")
         if path and "://" not in path and not os.path.isfile(path):
             raise CheckpointError(f"the checkpoint {path} (MODEL.WEIGHTS) does not exist")
         try:
@@ -135,14 +135,13 @@ class GroupCheckpointer(DetectionCheckpointer):
             found = checkpoint["model"]
             names = [matching_names(found, x, "MODEL.LOAD_ONLY") for x in self.wanted]
             checkpoint["model"] = {name: found[name] for part in names for name in part}
+        changed: list[str] = []
         if not checkpoint.get("matching_heuristics", False):
-            for name, module in self.model.named_modules():
-                if isinstance(module, QueryBank):
-                    _fit_bank(checkpoint["model"], name, module)
-                elif isinstance(module, PerGroup):
-                    _fit_parts(checkpoint["model"], name, module)
+            own = self.checkpointables.get("run")
+            classes = (checkpoint.get("run", {}).get("classes"), own and own.classes)
+            changed = fit_state_dict(checkpoint["model"], self.model, *classes)
         incompatible = super()._load_model(checkpoint)
-        _warn_if_nothing_loaded(self.model, incompatible)
+        report_loading(self.model, incompatible, changed)
         return incompatible
 
 
@@ -161,62 +160,3 @@ def _swin_backbone(model: dict[str, Tensor]) -> dict[str, Tensor]:
     kept = {k: x for k, x in model.items() if not k.startswith(dropped) and "attn_mask" not in k}
     logger.info("a Swin Transformer's checkpoint: %d tensors for the backbone", len(kept))
     return {f"backbone.{key}": value for key, value in kept.items()}
-
-
-def _fit_bank(state_dict: dict[str, Tensor], name: str, bank: QueryBank) -> None:
-    """Replaces a bank of other K or N in the state dict by one that fits the model."""
-    weight, shape = state_dict.get(f"{name}.weight"), state_dict.get(f"{name}.shape")
-    if weight is None or shape is None:
-        return
-    num_groups, num_queries = torch.as_tensor(shape).tolist()
-    old = QueryGroups(num_queries, num_groups)
-    new = QueryGroups(bank.groups.num_queries, bank.groups.num_groups)
-    if old == new:
-        return
-    logger.warning(
-        "%s: the checkpoint has K = %d groups of N = %d queries, the model K = %d of N = %d: "
-        "resized group by group (the first queries of each group are kept, missing ones are copies "
-        "with a little noise)",
-        name,
-        old.num_groups,
-        old.num_queries,
-        new.num_groups,
-        new.num_queries,
-    )
-    state_dict[f"{name}.weight"] = _resize(torch.as_tensor(weight), old, new)
-    state_dict[f"{name}.shape"] = bank.shape.cpu().clone()
-
-
-def _fit_parts(state_dict: dict[str, Tensor], name: str, module: PerGroup) -> None:
-    """The same for what is stacked by group: a part is a bank of one row a group."""
-    for own, parameter in module.named_parameters(f"{name}", recurse=False):
-        found = state_dict.get(own)
-        if found is None or len(found) == len(parameter):
-            continue
-        old, new = QueryGroups(1, len(found)), QueryGroups(1, len(parameter))
-        logger.warning("%s: resized from K = %d to K = %d groups", own, len(found), len(parameter))
-        state_dict[own] = _resize(torch.as_tensor(found), old, new)
-
-
-def _resize(weight: Tensor, old: QueryGroups, new: QueryGroups) -> Tensor:
-    """Rows kept, or copied with a little noise."""
-    resized = resize_query_bank(weight, old, new)
-    kept = resize_query_bank(torch.arange(len(weight)), old, new)  # which old row each one is
-    is_copy = ~_first_occurrences(kept)
-    noise = torch.randn(resized.shape, generator=torch.Generator().manual_seed(0))
-    resized[is_copy] += NOISE * weight.std() * noise[is_copy].to(resized.dtype)
-    return resized
-
-
-def _first_occurrences(values: Tensor) -> Tensor:
-    seen: set[int] = set()
-    return torch.tensor([not (v in seen or seen.add(v)) for v in values.tolist()])
-
-
-def _warn_if_nothing_loaded(model: nn.Module, incompatible) -> None:
-    missing = set(incompatible.missing_keys) | {key for key, *_ in incompatible.incorrect_shapes}
-    for part in ("backbone.", "head."):
-        keys = [key for key in model.state_dict() if key.startswith(part)]
-        if keys and missing.issuperset(keys):
-            log = logger.warning if part == "backbone." else logger.info
-            log("nothing of the checkpoint fits %s*: that part starts from random weights", part)

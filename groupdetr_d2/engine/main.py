@@ -7,6 +7,7 @@ from detectron2.engine import default_argument_parser, default_setup
 
 from ..checkpoint import GroupCheckpointer
 from ..data.checks import check_annotations
+from .run_info import RunInfo
 from .setup import CUSTOM_FLAGS, check_data, setup_config
 from .trainer import Trainer
 
@@ -40,7 +41,7 @@ def main(args):
         check_annotations(name, DatasetCatalog.get(name))
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = GroupCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer = GroupCheckpointer(model, save_dir=cfg.OUTPUT_DIR, run=RunInfo(cfg))
         checkpointer.trust = args.trust_checkpoint
         is_resumed = args.resume and checkpointer.has_checkpoint()
         path = checkpointer.get_checkpoint_file() if is_resumed else cfg.MODEL.WEIGHTS

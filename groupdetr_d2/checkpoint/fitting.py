@@ -1,0 +1,154 @@
+"""Makes a state dict fit a model of other groups, queries or classes."""
+
+import logging
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..groups import QueryGroups, resize_query_bank
+from ..layers.per_group import PerGroup
+from ..modeling.queries import QueryBank
+from ..modeling.two_stage import TwoStageQueries
+
+logger = logging.getLogger(__name__)
+NOISE = 0.02  # relative to the bank's spread; copies of a query would otherwise train alike
+# tensors with a row for each class, and its axis; the label embedding has one more, for "unknown"
+CLASS_ROWS = (
+    (re.compile(r"predictor\.class_heads\.\d+\.(weight|bias)$"), 0),
+    (re.compile(r"denoising\.label_embedding\.weight$"), 0),
+    (re.compile(r"queries\.heads\.class_head\.(weight|bias)$"), 1),
+)
+
+
+def fit_state_dict(
+    state_dict: dict[str, Tensor],
+    model: nn.Module,
+    old_classes: Sequence[str] | None = None,
+    new_classes: Sequence[str] | None = None,
+) -> list[str]:
+    """Resizes banks and what is stacked by group, and sorts rows of classes; in place.
+
+    Args:
+        old_classes: names of the checkpoint's classes, if they are known.
+        new_classes: those of the model.
+
+    Returns:
+        the names of the tensors that are no longer those of the checkpoint.
+    """
+    changed = []
+    for name, module in model.named_modules():
+        if isinstance(module, QueryBank):
+            changed += _fit_bank(state_dict, name, module)
+        elif isinstance(module, PerGroup):
+            changed += _fit_parts(state_dict, name, module)
+    if are_known(old_classes) and are_known(new_classes) and list(old_classes) != list(new_classes):
+        changed += _fit_classes(state_dict, model, list(old_classes), list(new_classes))
+    return changed
+
+
+def are_known(classes: Sequence[str] | None) -> bool:
+    """Whether these are names; a data set without names has numbers in their place."""
+    return bool(classes) and list(classes) != [str(i) for i in range(len(classes))]
+
+
+def _fit_classes(
+    state_dict: dict[str, Tensor], model: nn.Module, old: list[str], new: list[str]
+) -> list[str]:
+    """Puts the rows of classes that both sides know by name in the model's order.
+
+    The others keep the model's own initial values.
+    """
+    index = {name.strip().lower(): i for i, name in reversed(list(enumerate(old)))}
+    rows = [index.get(name.strip().lower()) for name in new]
+    pairs = [(i, row) for i, row in enumerate(rows) if row is not None]
+    without = [name for name, row in zip(new, rows, strict=True) if row is None]
+    changed, own = [], model.state_dict()
+    for name, value in list(state_dict.items()):
+        axis = next((axis for pattern, axis in CLASS_ROWS if pattern.search(name)), None)
+        if axis is None or name not in own or _is_objectness(model, name):
+            continue
+        state_dict[name] = _rows_by_name(own[name].cpu(), torch.as_tensor(value), axis, pairs)
+        if "label_embedding" in name:  # the row of "unknown" is the last one
+            state_dict[name][len(new)] = torch.as_tensor(value)[len(old)]
+        changed.append(name)
+    logger.warning(
+        "classes: the checkpoint has %d, the model %d; rows of %d are matched by name%s",
+        len(old),
+        len(new),
+        len(pairs),
+        f", new are {', '.join(without[:20])}" if without else "",
+    )
+    return changed
+
+
+def _rows_by_name(own: Tensor, value: Tensor, axis: int, pairs: list[tuple[int, int]]) -> Tensor:
+    """A copy of `own` with the rows that `pairs` (new, old) takes from `value`."""
+    result = own.clone()
+    if pairs:
+        new, old = torch.tensor(pairs).unbind(1)
+        result.index_copy_(axis, new, value.index_select(axis, old).to(result.dtype))
+    return result
+
+
+def _is_objectness(model: nn.Module, name: str) -> bool:
+    """Whether the rows belong to a first stage in which class 0 stands for any object."""
+    return any(
+        isinstance(module, TwoStageQueries) and module.class_agnostic and name.startswith(prefix)
+        for prefix, module in model.named_modules()
+    )
+
+
+def _fit_bank(state_dict: dict[str, Tensor], name: str, bank: QueryBank) -> list[str]:
+    """Replaces a bank of other K or N by one that fits the model; the name if it did."""
+    weight, shape = state_dict.get(f"{name}.weight"), state_dict.get(f"{name}.shape")
+    if weight is None or shape is None:
+        return []
+    num_groups, num_queries = torch.as_tensor(shape).tolist()
+    old = QueryGroups(num_queries, num_groups)
+    new = QueryGroups(bank.groups.num_queries, bank.groups.num_groups)
+    if old == new:
+        return []
+    logger.warning(
+        "%s: the checkpoint has K = %d groups of N = %d queries, the model K = %d of N = %d: "
+        "resized group by group (the first queries of each group are kept, missing ones are copies "
+        "with a little noise)",
+        name,
+        old.num_groups,
+        old.num_queries,
+        new.num_groups,
+        new.num_queries,
+    )
+    state_dict[f"{name}.weight"] = _resize(torch.as_tensor(weight), old, new)
+    state_dict[f"{name}.shape"] = bank.shape.cpu().clone()
+    return [f"{name}.weight"]
+
+
+def _fit_parts(state_dict: dict[str, Tensor], name: str, module: PerGroup) -> list[str]:
+    """The same for what is stacked by group: a part is a bank of one row a group."""
+    changed = []
+    for own, parameter in module.named_parameters(f"{name}", recurse=False):
+        found = state_dict.get(own)
+        if found is None or len(found) == len(parameter):
+            continue
+        old, new = QueryGroups(1, len(found)), QueryGroups(1, len(parameter))
+        logger.warning("%s: resized from K = %d to K = %d groups", own, len(found), len(parameter))
+        state_dict[own] = _resize(torch.as_tensor(found), old, new)
+        changed.append(own)
+    return changed
+
+
+def _resize(weight: Tensor, old: QueryGroups, new: QueryGroups) -> Tensor:
+    """Rows kept, or copied with a little noise."""
+    resized = resize_query_bank(weight, old, new)
+    kept = resize_query_bank(torch.arange(len(weight)), old, new)  # which old row each one is
+    is_copy = ~_first_occurrences(kept)
+    noise = torch.randn(resized.shape, generator=torch.Generator().manual_seed(0))
+    resized[is_copy] += NOISE * weight.std() * noise[is_copy].to(resized.dtype)
+    return resized
+
+
+def _first_occurrences(values: Tensor) -> Tensor:
+    seen: set[int] = set()
+    return torch.tensor([not (v in seen or seen.add(v)) for v in values.tolist()])

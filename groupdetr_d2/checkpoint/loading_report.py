@@ -1,0 +1,74 @@
+"""What became of a checkpoint's tensors, so that nothing is random without a word."""
+
+import logging
+from collections import Counter
+
+from tabulate import tabulate
+from torch import nn
+
+logger = logging.getLogger(__name__)
+STATES = ("loaded", "resized", "re-initialised", "missing")
+SHOWN = 12
+
+
+def report_loading(model: nn.Module, incompatible, changed: list[str]) -> None:
+    """Logs a table by part of the model; loudly, if backbone or transformer are random.
+
+    Args:
+        incompatible: fvcore's, of `load_state_dict`.
+        changed: tensors whose size or order of classes was made to fit.
+    """
+    states = states_of(model, incompatible, changed)
+    count = Counter((part_of(name), state) for name, state in states.items())
+    parts = dict.fromkeys(map(part_of, states))
+    rows = [(part, *(count[part, state] or "" for state in STATES)) for part in parts]
+    table = tabulate(rows, headers=("tensors of", *STATES), tablefmt="simple")
+    unused = list(incompatible.unexpected_keys)
+    rest = f"\nnot used: {len(unused)} of the checkpoint's, {_some(unused)}" if unused else ""
+    is_complete = set(states.values()) == {"loaded"} and not unused
+    if is_complete:
+        logger.info("all %d tensors loaded", len(states))
+    else:
+        logger.info("loaded from the checkpoint:\n%s%s", table, rest)
+    _warn(states, unused)
+
+
+def states_of(model: nn.Module, incompatible, changed: list[str]) -> dict[str, str]:
+    """One of STATES for every tensor of the model."""
+    other_shape = {key for key, *_ in incompatible.incorrect_shapes}
+    missing, resized = set(incompatible.missing_keys), set(changed)
+
+    def state(name: str) -> str:
+        if name in other_shape:
+            return "re-initialised"
+        return "missing" if name in missing else "resized" if name in resized else "loaded"
+
+    return {name: state(name) for name in model.state_dict()}
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a tensor is counted with."""
+    first, *rest = name.split(".")
+    return f"{first}.{rest[0]}" if first == "head" and rest else first
+
+
+def _warn(states: dict[str, str], unused: list[str]) -> None:
+    fitting = {part_of(name) for name, state in states.items() if state in ("loaded", "resized")}
+    if "backbone" not in fitting and any(part_of(name) == "backbone" for name in states):
+        logger.warning("NOTHING of the checkpoint fits backbone.*: it starts from random weights")
+    if not any(part.startswith("head.") for part in fitting):
+        had_one = not all(name.startswith(("backbone.", "stem.", "res")) for name in unused)
+        logger.warning(
+            "NOTHING of the checkpoint fits head.*: the transformer starts from random weights, %s",
+            "though the checkpoint has more than a backbone: are its names converted?"
+            if unused and had_one
+            else "as it should with a backbone's checkpoint",
+        )
+        return
+    new = [name for name, state in states.items() if state in ("missing", "re-initialised")]
+    if new:
+        logger.warning("%d tensors start from random weights: %s", len(new), _some(new))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
