@@ -14,6 +14,9 @@ from detectron2.structures import Instances
 from .checkpoint import CheckpointError, GroupCheckpointer
 from .data.image_file import read_bgr
 from .engine.setup import build_config, override
+from .errors import UserError
+from .evaluation.augmented import build_evaluated_model
+from .evaluation.by_group import detections_by_group
 from .evaluation.drawing import draw_boxes
 
 
@@ -25,6 +28,19 @@ class Detections:
     instances: Instances  # pred_boxes xyxy in pixels, scores, pred_classes; on the CPU
     names: list[str]  # of the classes
 
+    def records(self) -> list[dict]:
+        """Plain values, best first: "class", "score", "box" x1 y1 x2 y2 in pixels."""
+        found = self.instances
+        return [
+            {"class": self.names[category], "score": score, "box": [round(x, 2) for x in box]}
+            for box, score, category in zip(
+                found.pred_boxes.tensor.tolist(),
+                found.scores.tolist(),
+                found.pred_classes.tolist(),
+                strict=True,
+            )
+        ]
+
     def draw(self) -> np.ndarray:
         """The image with boxes, (H, W, 3) BGR."""
         found = self.instances
@@ -32,9 +48,18 @@ class Detections:
         return draw_boxes(self.image, boxes, found.pred_classes, self.names, found.scores)
 
     def save(self, path: str | Path) -> None:
-        """Writes the picture."""
+        """Writes the picture.
+
+        Raises:
+            UserError: no picture can be written under that name.
+        """
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), self.draw())
+        try:
+            is_written = cv2.imwrite(str(path), self.draw())
+        except cv2.error:
+            is_written = False
+        if not is_written:
+            raise UserError(f"{path} cannot be written: is it a name such as seen.jpg?")
 
 
 class Predictor:
@@ -42,32 +67,65 @@ class Predictor:
 
     Args:
         weights: a checkpoint of this package; it carries its configuration and class names.
-        threshold: detections with a lower score are left out.
-        opts: overrides of the configuration, ``["KEY", value, ...]``.
+        threshold: detections with a lower score are left out; if not given, the one that had the
+            best F1 in the training's last evaluation, or 0.5 before any.
+        opts: overrides of the configuration, ``["KEY", value, ...]``; with ``["TEST.AUG.ENABLED",
+            True]`` every image is looked at in several sizes and flipped.
 
     Raises:
         CheckpointError: the file is none of this package's checkpoints.
     """
 
-    def __init__(self, weights: str | Path, *, threshold: float = 0.5, opts: list | None = None):
+    def __init__(
+        self, weights: str | Path, *, threshold: float | None = None, opts: list | None = None
+    ):
         checkpoint = read_checkpoint(weights)
-        self.threshold = threshold
-        self.names = checkpoint["run"]["classes"]
+        run = checkpoint["run"]
+        self.threshold = run.get("threshold", 0.5) if threshold is None else threshold
+        self.names = run["classes"]
         self.cfg = config_of(checkpoint)
         override(self.cfg, opts or [])
         if self.cfg.MODEL.DEVICE == "auto":
             self.cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = build_model(self.cfg).eval()
         GroupCheckpointer(self.model).load(str(weights), checkpointables=[])
+        self.detector = build_evaluated_model(self.cfg, self.model)
         sizes = (self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
         self.resize = T.ResizeShortestEdge(*sizes)
 
     @torch.no_grad()
-    def __call__(self, image: str | Path | np.ndarray) -> Detections:
-        """Detects on a file or a (H, W, 3) BGR array."""
+    def __call__(
+        self,
+        image: str | Path | np.ndarray,
+        *,
+        threshold: float | None = None,
+        group: int | None = None,
+    ) -> Detections:
+        """Detects on a file or a (H, W, 3) BGR array.
+
+        Args:
+            threshold: in place of the predictor's own.
+            group: the group of queries to detect with, 0 .. K-1; the primary one if not given.
+
+        Raises:
+            ImageReadError: the file cannot be read.
+            UserError: the model has no such group.
+        """
         image, inputs = self.prepare(image)
-        found = self.model([inputs])[0]["instances"].to("cpu")
-        return Detections(image, found[found.scores >= self.threshold], self.names)
+        if group is None:
+            found = self.detector([inputs])[0]["instances"].to("cpu")
+        else:
+            found = self._detect_with(group, inputs)
+        lowest = self.threshold if threshold is None else threshold
+        return Detections(image, found[found.scores >= lowest], self.names)
+
+    def _detect_with(self, group: int, inputs: dict) -> Instances:
+        groups = self.model.groups.separate()
+        numbers = range(len(groups.offsets()))
+        if group not in numbers:
+            raise UserError(f"group {group} does not exist: the model has 0 .. {numbers[-1]}")
+        predictions = self.model.predict([inputs], groups)
+        return detections_by_group(self.model, predictions, groups, inputs)[group]
 
     def prepare(self, image: str | Path | np.ndarray) -> tuple[np.ndarray, dict]:
         """A file or a (H, W, 3) BGR array -> that array, and what the model takes of it."""
@@ -77,7 +135,10 @@ class Predictor:
         resized = self.resize.get_transform(rgb).apply_image(rgb)
         tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         height, width = image.shape[:2]
-        return image, {"image": tensor, "height": height, "width": width}
+        inputs = {"image": tensor, "height": height, "width": width}
+        if self.cfg.TEST.AUG.ENABLED:
+            inputs["original"] = torch.as_tensor(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+        return image, inputs
 
 
 def read_checkpoint(weights: str | Path) -> dict:

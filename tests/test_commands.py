@@ -86,4 +86,4 @@ def test_predict_lists_files_and_folders(tmp_path):
 
 def test_predict_names_a_checkpoint_it_cannot_use(tmp_path):
     with pytest.raises(SystemExit, match="gone.pth does not exist"):
-        main(["predict", "--weights", str(tmp_path / "gone.pth"), "x.jpg"])
+        main(["predict", "--weights", str(tmp_path / "gone.pth"), str(ROOT / "README.md")])

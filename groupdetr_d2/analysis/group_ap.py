@@ -11,10 +11,8 @@ import torch
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Instances
 
+from ..evaluation.by_group import detections_by_group
 from ..evaluation.fusion import merge_by_fusion, merge_by_nms
-from ..groups import QueryGroups
-from ..modeling.meta_arch import SetPredictor
-from ..structures import Predictions
 from .output import new_figure, save_figure, write_csv
 from .trained_model import TrainedModel, add_weights_arguments, load
 
@@ -73,17 +71,6 @@ def evaluate_detections(
             evaluator.process([image], [{"instances": instances}])
         ids = None if whole else [image["image_id"] for image in images]
         return evaluator.evaluate(img_ids=ids)["bbox"]
-
-
-def detections_by_group(
-    model: SetPredictor, predictions: Predictions, groups: QueryGroups, image: dict
-) -> list[Instances]:
-    """Every group's detections on an image, on the CPU, as if it were the primary group."""
-    logits, boxes = (
-        groups.per_group(x[-1:], 2).unbind(2) for x in (predictions.logits, predictions.boxes)
-    )  # K times (1, B, N, .)
-    parts = [Predictions(la, bo) for la, bo in zip(logits, boxes, strict=True)]
-    return [model.postprocess(part, [image])[0]["instances"].to("cpu") for part in parts]
 
 
 def draw(rows: list[dict], median: float, path: Path) -> None:

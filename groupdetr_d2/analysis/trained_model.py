@@ -10,7 +10,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
-    DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
 )
@@ -18,6 +17,7 @@ from detectron2.modeling import build_model
 
 from ..checkpoint import GroupCheckpointer
 from ..data.detr_augmentation import build_detr_augmentation
+from ..data.loader import SeededMapper
 from ..engine.setup import check_data, override, settle_config
 from ..errors import UserError
 from ..modeling.meta_arch import SetPredictor
@@ -40,11 +40,9 @@ class TrainedModel:
 
     def annotated_images(self, number: int | None = None) -> Iterator[dict]:
         """Images of the test set, one by one, resized as for evaluation, with "instances"."""
-        mapper = DatasetMapper(
-            is_train=True,
-            augmentations=build_detr_augmentation(self.cfg, is_train=False),
-            image_format=self.cfg.INPUT.FORMAT,
-        )
+        resize = build_detr_augmentation(self.cfg, is_train=False)
+        order = self.cfg.INPUT.FORMAT
+        mapper = SeededMapper(resize, image_format=order, is_train=True, seed=0)
         dicts = DatasetCatalog.get(self.dataset)[:number]
         loader = build_detection_test_loader(
             dicts, mapper=mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS

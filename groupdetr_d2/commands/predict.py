@@ -1,43 +1,168 @@
-"""Detects objects on images with a trained checkpoint, and draws them."""
+"""Detects objects on images, folders and videos; writes pictures, JSON and CSV."""
 
 import argparse
+import csv
+import glob
+import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..data.image_file import find_image_files
+from tqdm import tqdm
+
+from ..data.custom import read_json
+from ..data.image_file import SUFFIXES, ImageReadError, find_image_files
+from ..data.video import VIDEO_SUFFIXES, VideoWriter, read_frames
 from ..engine.launch import report_errors
+from ..errors import UserError
 from ..predictor import Predictor
 
 
 def main(argv: list[str]) -> int:
-    """Writes one picture an image into --out and prints what was found."""
+    """Returns 1 if some images could not be read; the others are done all the same."""
     parser = argparse.ArgumentParser(prog="groupdetr_d2 predict", description=__doc__)
-    parser.add_argument("images", nargs="+", help="image files or folders of images")
+    parser.add_argument(
+        "images", nargs="+", help="images, folders, patterns such as 'a/*.jpg', videos"
+    )
     parser.add_argument("--weights", required=True, help="a checkpoint of train_net.py")
-    parser.add_argument("--out", default="predictions", help="folder for the pictures")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score shown")
+    parser.add_argument("--out", default="predictions", help="folder for what is written")
+    parser.add_argument(
+        "--threshold", type=float, help="lowest score; if not given, the checkpoint's best (F1)"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="write JSON and CSV alone")
+    parser.add_argument(
+        "--coco-json",
+        metavar="JSON",
+        help="annotations with the images' ids: results in COCO's format are written too",
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="overrides: KEY VALUE ... (comes last)"
+    )
     args = parser.parse_args(argv)
     with report_errors():
-        predictor = Predictor(args.weights, threshold=args.threshold)
-        for image in list_images(args.images):
-            detections = predictor(image)
-            detections.save(Path(args.out) / image.name)
-            found = detections.instances
-            sys.stdout.write(f"{image}: {len(found)} objects\n")
-            for box, score, category in zip(
-                found.pred_boxes.tensor.tolist(), found.scores, found.pred_classes, strict=True
-            ):
-                corners = " ".join(f"{x:.1f}" for x in box)
-                sys.stdout.write(f"  {detections.names[category]} {score:.3f} [{corners}]\n")
-    return 0
+        return predict(args)
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Detects on everything that is named."""
+    files = list_files(args.images)
+    opts = ["MODEL.DEVICE", args.device, *args.opts]
+    predictor = Predictor(args.weights, threshold=args.threshold, opts=opts)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    results, failed = [], 0
+    for file in tqdm(files, unit="file", disable=not sys.stderr.isatty()):
+        try:
+            results += detect(predictor, file, None if args.no_pictures else out)
+        except ImageReadError as error:
+            failed += 1
+            sys.stderr.write(f"error: {error}\n")
+    write_results(results, out, predictor.threshold)
+    if args.coco_json:
+        write_coco_results(results, args.coco_json, out / "coco_results.json")
+    written = "detections.json, detections.csv" + (", coco_results.json" if args.coco_json else "")
+    sys.stdout.write(
+        f"{len(files) - failed} of {len(files)} files, {sum(len(r['objects']) for r in results)} "
+        f"objects with a score of at least {predictor.threshold:.2f}: {out} holds {written}"
+        f"{'' if args.no_pictures else ' and the pictures'}\n"
+    )
+    return int(failed > 0)
+
+
+def list_files(paths: list[str]) -> list[Path]:
+    """Files as they are, the images and videos of folders, and what patterns match.
+
+    Raises:
+        UserError: something does not exist, or there is nothing in it.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if Path(path).is_dir():
+            videos = [p for p in Path(path).iterdir() if p.suffix.lower() in VIDEO_SUFFIXES]
+            own = sorted([*find_image_files(Path(path), deep=False), *videos])
+        elif Path(path).exists():
+            own = [Path(path)]
+        else:
+            known = SUFFIXES | VIDEO_SUFFIXES
+            matches = map(Path, sorted(glob.glob(path, recursive=True)))
+            own = [p for p in matches if p.suffix.lower() in known]
+        if not own:
+            raise UserError(f"{path} is no file, and there are no images or videos in it")
+        found += own
+    return found
 
 
 def list_images(paths: list[str]) -> list[Path]:
-    """The files themselves, and the images of folders in the order of their names."""
-    found = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found += find_image_files(path, deep=False)
-        else:
-            found.append(path)
-    return found
+    """Those of :func:`list_files` that are no videos."""
+    return [p for p in list_files(paths) if p.suffix.lower() not in VIDEO_SUFFIXES]
+
+
+def detect(predictor: Predictor, file: Path, out: Path | None) -> list[dict]:
+    """The results of an image, or of every frame of a video; pictures go to `out`."""
+    if file.suffix.lower() in VIDEO_SUFFIXES:
+        return list(detect_on_video(predictor, file, out))
+    detections = predictor(file)
+    if out:
+        detections.save(out / picture_name(file))
+    objects = detections.records()
+    sys.stdout.write(f"{file}: {len(objects)} objects\n")
+    for x in objects:
+        corners = " ".join(f"{v:.1f}" for v in x["box"])
+        sys.stdout.write(f"  {x['class']} {x['score']:.3f} [{corners}]\n")
+    return [{"file": str(file), "objects": objects}]
+
+
+def detect_on_video(predictor: Predictor, file: Path, out: Path | None) -> Iterator[dict]:
+    """Frame by frame; writes an mp4 of the same length."""
+    frames, count, rate = read_frames(file)
+    quiet = not sys.stderr.isatty()
+    with VideoWriter(out / f"{file.stem}.mp4" if out else None, rate) as writer:
+        for i, frame in enumerate(tqdm(frames, total=count, unit="frame", disable=quiet)):
+            detections = predictor(frame)
+            writer.add(detections.draw() if out else frame)
+            yield {"file": str(file), "frame": i, "objects": detections.records()}
+    sys.stdout.write(f"{file}: {i + 1} frames\n")
+
+
+def picture_name(file: Path) -> str:
+    """The file's own name, with an ending under which any picture can be written."""
+    keeps = file.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")
+    return file.name if keeps else f"{file.name}.png"
+
+
+def write_results(results: list[dict], out: Path, threshold: float) -> None:
+    """`detections.json`, and `detections.csv` with a line an object."""
+    content = {"threshold": threshold, "results": results}
+    (out / "detections.json").write_text(json.dumps(content, indent=1))
+    with (out / "detections.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "frame", "class", "score", "x1", "y1", "x2", "y2"])
+        for result in results:
+            for x in result["objects"]:
+                place = [result["file"], result.get("frame", "")]
+                writer.writerow([*place, x["class"], f"{x['score']:.4f}", *x["box"]])
+
+
+def write_coco_results(results: Iterable[dict], json_file: str, path: Path) -> None:
+    """What COCO's evaluation reads, with the ids of an annotation file.
+
+    Raises:
+        UserError: an image or a class is not in that file.
+    """
+    content = read_json(json_file)
+    images = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
+    categories = {c["name"]: c["id"] for c in content["categories"]}
+    records = []
+    for result in results:
+        name = Path(result["file"]).name
+        if name not in images:
+            raise UserError(f"{name} is none of the images of {json_file}")
+        for x in result["objects"]:
+            if x["class"] not in categories:
+                raise UserError(f"{json_file} has no category {x['class']!r}")
+            x1, y1, x2, y2 = x["box"]
+            box = [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]
+            place = {"image_id": images[name], "category_id": categories[x["class"]]}
+            records.append({**place, "bbox": box, "score": x["score"]})
+    path.write_text(json.dumps(records))

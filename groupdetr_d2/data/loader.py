@@ -87,13 +87,21 @@ class SeededMapper:
 
     Args:
         image_format: RGB or BGR.
+        keeps_original: whether items have the image as it was, too, as "original" (3, H, W).
     """
 
     def __init__(
-        self, augmentations: list[T.Augmentation], *, image_format: str, is_train: bool, seed: int
+        self,
+        augmentations: list[T.Augmentation],
+        *,
+        image_format: str,
+        is_train: bool,
+        seed: int,
+        keeps_original: bool = False,
     ):
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format, self.is_train, self.seed = image_format, is_train, seed
+        self.keeps_original = keeps_original
 
     def __call__(self, dataset_dict: dict) -> dict:
         """The dict with "image" (3, H, W) uint8 and, in training, "instances".
@@ -120,7 +128,9 @@ class SeededMapper:
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         size = augmented.image.shape[:2]
-        d["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        d["image"] = _channels_first(augmented.image)
+        if self.keeps_original:
+            d["original"] = _channels_first(image)
         annotations = d.pop("annotations", ())
         if self.is_train:
             boxes = [
@@ -131,6 +141,11 @@ class SeededMapper:
             kept = [transform_instance_annotations(box, transforms, size) for box in boxes]
             d["instances"] = filter_empty_instances(annotations_to_instances(kept, size))
         return d
+
+
+def _channels_first(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) -> (3, H, W)."""
+    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 class TrainingSampler(Sampler):
@@ -223,4 +238,5 @@ def build_mapper(cfg, is_train: bool) -> SeededMapper:
         image_format=cfg.INPUT.FORMAT,
         is_train=is_train,
         seed=cfg.SEED,
+        keeps_original=not is_train and cfg.TEST.AUG.ENABLED,
     )

@@ -7,6 +7,7 @@ from detectron2.engine import default_argument_parser, default_setup
 
 from ..checkpoint import GroupCheckpointer
 from ..data.checks import check_annotations
+from ..evaluation.augmented import build_evaluated_model
 from .run_info import RunInfo
 from .setup import CUSTOM_FLAGS, check_data, setup_config
 from .trainer import Trainer
@@ -46,7 +47,7 @@ def main(args):
         is_resumed = args.resume and checkpointer.has_checkpoint()
         path = checkpointer.get_checkpoint_file() if is_resumed else cfg.MODEL.WEIGHTS
         checkpointer.load(path, checkpointables=[])  # to be used: the running mean, if there is one
-        return Trainer.test(cfg, model)
+        return Trainer.test(cfg, build_evaluated_model(cfg, model))
     trainer = Trainer(cfg)
     trainer.checkpointer.trust = args.trust_checkpoint
     if args.resume and not trainer.checkpointer.has_checkpoint():

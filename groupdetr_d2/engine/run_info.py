@@ -4,18 +4,25 @@ from detectron2.data import MetadataCatalog
 
 
 class RunInfo:
-    """The configuration and the class names, saved with every checkpoint."""
+    """The configuration and the class names, saved with every checkpoint.
+
+    Attributes:
+        threshold: the score with the best F1 in the last evaluation, None before the first.
+    """
 
     def __init__(self, cfg):
         self.config = cfg.dump()
         self.classes = class_names(cfg)
+        self.threshold: float | None = None
 
     def state_dict(self) -> dict:
         """Plain values."""
-        return {"config": self.config, "classes": self.classes}
+        known = {} if self.threshold is None else {"threshold": self.threshold}
+        return {"config": self.config, "classes": self.classes, **known}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """A resumed run keeps its own."""
+        """A resumed run keeps its own configuration and classes."""
+        self.threshold = state_dict.get("threshold")
 
 
 def class_names(cfg) -> list[str]:

@@ -18,6 +18,7 @@ from ..data.checks import check_annotations
 from ..data.loader import TrainingSet, build_test_loader, build_train_loader
 from ..data.workers import check_shared_memory
 from ..errors import UserError
+from ..evaluation.augmented import build_evaluated_model
 from .best import Best, BestHook, NoImprovement
 from .checkpointing import CheckpointHook
 from .ema import MeanWeights, MeanWeightsHook
@@ -58,7 +59,8 @@ class Trainer(DefaultTrainer):
         self.best, saved = Best(), {}
         if cfg.MODEL.EMA.ENABLED:
             self.mean = saved["mean_weights"] = MeanWeights(self.raw_model, cfg.MODEL.EMA.DECAY)
-        self.evaluated_model = self.mean.model if cfg.MODEL.EMA.ENABLED else self.raw_model
+        evaluated = self.mean.model if cfg.MODEL.EMA.ENABLED else self.raw_model
+        self.evaluated_model = build_evaluated_model(cfg, evaluated)
         self.checkpointer = GroupCheckpointer(
             self.raw_model,
             cfg.OUTPUT_DIR,
