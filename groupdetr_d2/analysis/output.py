@@ -1,29 +1,14 @@
 """What every analysis leaves: a picture, a table as CSV, a line of text."""
 
-import csv
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 
+from ..tables import write_csv
+
+__all__ = ["COLOURS", "new_figure", "save_figure", "write_csv"]
 COLOURS = matplotlib.colormaps["tab10"].colors
-
-
-def write_csv(path: Path, rows: Sequence[dict]) -> None:
-    """A line a row, under the names of the first row; numbers with four digits after the point."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: _cell(value) for key, value in row.items()})
-
-
-def _cell(value):
-    if isinstance(value, (float, np.floating)):
-        return f"{value:.4f}"
-    return value
 
 
 def save_figure(figure: Figure, path: Path) -> None:

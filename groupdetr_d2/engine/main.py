@@ -4,10 +4,12 @@ import logging
 
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
 
 from ..checkpoint import GroupCheckpointer
 from ..data.checks import check_annotations
 from ..evaluation.augmented import build_evaluated_model
+from .report import evaluate_results_file, next_commands, write_report
 from .run_info import RunInfo
 from .setup import CUSTOM_FLAGS, check_data, setup_config
 from .trainer import Trainer
@@ -47,7 +49,11 @@ def main(args):
         is_resumed = args.resume and checkpointer.has_checkpoint()
         path = checkpointer.get_checkpoint_file() if is_resumed else cfg.MODEL.WEIGHTS
         checkpointer.load(path, checkpointables=[])  # to be used: the running mean, if there is one
-        return Trainer.test(cfg, build_evaluated_model(cfg, model))
+        results = Trainer.test(cfg, build_evaluated_model(cfg, model))
+        if comm.is_main_process() and cfg.DATASETS.TEST:
+            write_report(cfg, evaluate_results_file(cfg), results, next_commands(cfg))
+            logger.info("%s/report.html shows what was found", cfg.OUTPUT_DIR)
+        return results
     trainer = Trainer(cfg)
     trainer.checkpointer.trust = args.trust_checkpoint
     if args.resume and not trainer.checkpointer.has_checkpoint():

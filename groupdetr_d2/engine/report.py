@@ -7,25 +7,42 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
-from detectron2.structures import BoxMode
 from tabulate import tabulate
 
-from ..data.loader import build_test_loader
+from ..checkpoint.files import read_file, write_safely
+from ..data.loader import TrainingSet, build_train_loader
+from ..evaluation import html_report
 from ..evaluation.drawing import draw_curves, draw_tile, sheet
+from .evaluation_report import Evaluation, results_file_of, write_evaluation
 
 logger = logging.getLogger(__name__)
-SHOWN_IMAGES, SHOWN_SCORE = 8, 0.3
+FIRST_BATCHES, FIRST_IMAGES = 2, 16
+PICTURES = {
+    "curves.png": "Training",
+    "predictions.png": "Worst images first: truth and predictions",
+    "pr_curve.png": "Precision and recall",
+    "f1_curve.png": "F1 and the threshold",
+    "confusion_matrix.png": "Confusion",
+    "first_batches.jpg": "The first training batches, as the model saw them",
+}
 
 
 class ReportHook(HookBase):
-    """Writes `curves.png` and `predictions.png`, prints the result table and what to do next."""
+    """Draws the first batches; at the end writes the report, and prints what to do next.
 
-    def __init__(self, cfg, model):
-        self.cfg, self.model = cfg, model
-        self.folder = Path(cfg.OUTPUT_DIR)
+    The results of evaluations are in the trainer's `_last_eval_results` and `last_evaluation`.
+    """
+
+    def __init__(self, cfg):
+        self.cfg, self.folder = cfg, Path(cfg.OUTPUT_DIR)
+
+    def before_train(self):
+        """Where most mistakes in data and augmentation can be seen."""
+        if self.trainer.start_iter == 0:
+            picture = draw_first_batches(self.cfg, self.trainer.training_set)
+            cv2.imwrite(str(self.folder / "first_batches.jpg"), picture)
 
     def after_train(self):
         """Only of a run that came to its end."""
@@ -35,58 +52,101 @@ class ReportHook(HookBase):
     def report(self):
         """Also of a run that ended early because it got no better."""
         draw_curves(self.folder, self.folder / "curves.png")
-        if self.cfg.DATASETS.TEST:
-            picture = draw_predictions(self.cfg, self.model, self.cfg.DATASETS.TEST[0])
-            cv2.imwrite(str(self.folder / "predictions.png"), picture)
         results = getattr(self.trainer, "_last_eval_results", None)
+        evaluation = self.trainer.last_evaluation
         if results:
             logger.info("results on %s:\n%s", self.cfg.DATASETS.TEST[0], format_results(results))
-        logger.info("%s", self._commands())
+        if evaluation:
+            store_threshold(self.folder / "model_final.pth", evaluation.threshold)
+        commands = next_commands(self.cfg)
+        write_report(self.cfg, evaluation, results, commands)
+        files = "report.html (everything in one page), its pictures, per_class.csv, metrics.json"
+        logger.info("done; %s holds %s. To\n%s", self.folder, files, commands)
 
-    def _commands(self) -> str:
-        folder = shlex.quote(str(self.folder))
-        python = sys.executable
-        train = f"{python} train_net.py --config-file {folder}/config.yaml"
-        last = self.folder / "model_final.pth"
-        weights = f"{folder}/{'model_final' if last.is_file() else 'model_best'}.pth"
-        sample = "IMAGE.jpg"
-        if self.cfg.DATASETS.TEST:
-            sample = shlex.quote(DatasetCatalog.get(self.cfg.DATASETS.TEST[0])[0]["file_name"])
-        lines = {
-            "evaluate": f"{train} --eval-only MODEL.WEIGHTS {weights}",
-            "continue": f"{train} --resume SOLVER.MAX_ITER {2 * self.cfg.SOLVER.MAX_ITER}",
-            "predict": f"{python} -m groupdetr_d2 predict --weights {weights} --out {folder}/seen "
-            f"{sample}",
-        }
-        files = "curves.png, predictions.png (truth left, predictions right), metrics.json"
-        commands = "\n".join(f"  {what}: {line}" for what, line in lines.items())
-        return f"done; {folder} holds {files}. To\n{commands}"
+
+def next_commands(cfg) -> str:
+    """How to evaluate, continue and predict."""
+    folder = shlex.quote(cfg.OUTPUT_DIR)
+    python = sys.executable
+    train = f"{python} train_net.py --config-file {folder}/config.yaml"
+    last = Path(cfg.OUTPUT_DIR) / "model_final.pth"
+    weights = f"{folder}/{'model_final' if last.is_file() else 'model_best'}.pth"
+    sample = "IMAGE.jpg"
+    if cfg.DATASETS.TEST:
+        sample = shlex.quote(DatasetCatalog.get(cfg.DATASETS.TEST[0])[0]["file_name"])
+    lines = {
+        "evaluate": f"{train} --eval-only MODEL.WEIGHTS {weights}",
+        "continue": f"{train} --resume SOLVER.MAX_ITER {2 * cfg.SOLVER.MAX_ITER}",
+        "predict": f"{python} -m groupdetr_d2 predict --weights {weights} --out {folder}/seen "
+        f"{sample}",
+    }
+    return "\n".join(f"  {what}: {line}" for what, line in lines.items())
+
+
+def evaluate_results_file(cfg) -> Evaluation | None:
+    """What the last evaluation found on the first test set."""
+    if not cfg.DATASETS.TEST:
+        return None
+    return Evaluation.of(cfg.DATASETS.TEST[0], results_file_of(cfg))
+
+
+def box_metrics(results: dict) -> dict:
+    """Of the first test set."""
+    return results["bbox"] if "bbox" in results else next(iter(results.values()))["bbox"]
+
+
+def write_report(cfg, evaluation: Evaluation | None, results: dict | None, commands: str) -> None:
+    """`report.html`, the table and the pictures that it shows."""
+    folder = Path(cfg.OUTPUT_DIR)
+    sections: dict[str, str] = {"Summary": "", "Classes": ""}
+    if evaluation and results:
+        metrics = box_metrics(results)
+        rows = write_evaluation(evaluation, metrics, folder)
+        precision, recall, f1 = evaluation.together.at(evaluation.threshold)
+        numbers = {f" {name}": f"{metrics[name]:.1f}" for name in ("AP", "AP50", "AP75")}
+        best = (
+            f"<p>Best score threshold {evaluation.threshold:.3f} (F1 {f1:.3f}, precision "
+            f"{precision:.3f}, recall {recall:.3f}); `predict` uses it by default.</p>"
+        )
+        sections["Summary"] = html_report.key_numbers(numbers) + best
+        sections["Classes"] = html_report.table(rows)
+    for name, title in PICTURES.items():
+        if (folder / name).is_file():
+            sections[title] = html_report.image_tag(folder / name, title)
+    sections["Next"] = html_report.text(commands)
+    sections["Configuration"] = html_report.folded("all keys", html_report.text(cfg.dump()))
+    title = f"{cfg.MODEL.DETR.VARIANT}, K = {cfg.MODEL.DETR.NUM_GROUPS}: {folder.name}"
+    (folder / "report.html").write_text(html_report.page(title, sections), encoding="utf-8")
+
+
+def store_threshold(path: Path, threshold: float) -> None:
+    """Puts the threshold into a checkpoint that was written before its evaluation."""
+    if path.is_file():
+        content = read_file(str(path))
+        content["run"]["threshold"] = threshold
+        write_safely(str(path), content)
 
 
 def format_results(results: dict) -> str:
     """COCO's numbers as a table."""
-    metrics = results["bbox"] if "bbox" in results else next(iter(results.values()))["bbox"]
+    metrics = box_metrics(results)
     rows = [(name, f"{value:.1f}") for name, value in metrics.items()]
     return tabulate(rows, headers=("metric", "value"), tablefmt="simple")
 
 
-@torch.no_grad()
-def draw_predictions(cfg, model, dataset_name: str) -> np.ndarray:
-    """Ground truth beside predictions, for the first images of a data set."""
-    truth = {d["image_id"]: d["annotations"] for d in DatasetCatalog.get(dataset_name)}
-    names = MetadataCatalog.get(dataset_name).thing_classes
-    was_training = model.training
-    model.eval()
+def draw_first_batches(cfg, training_set: TrainingSet) -> np.ndarray:
+    """The images that training begins with, augmented, with their boxes."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.NUM_WORKERS = 0  # the same images whatever it is
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
     tiles = []
-    for batch, _ in zip(build_test_loader(cfg, dataset_name), range(SHOWN_IMAGES), strict=False):
-        image = cv2.imread(batch[0]["file_name"])
-        annotations = truth[batch[0]["image_id"]]
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        classes = [a["category_id"] for a in annotations]
-        tiles.append(draw_tile("truth", image, boxes, classes, names))
-        found = model(batch)[0]["instances"].to("cpu")
-        found = found[found.scores > SHOWN_SCORE]
-        boxes, classes = found.pred_boxes.tensor, found.pred_classes
-        tiles.append(draw_tile("predictions", image, boxes, classes, names, found.scores))
-    model.train(was_training)
+    for batch, _ in zip(build_train_loader(cfg, training_set), range(FIRST_BATCHES), strict=False):
+        for item in batch[: FIRST_IMAGES - len(tiles)]:
+            image = item["image"].permute(1, 2, 0).numpy()
+            image = image if cfg.INPUT.FORMAT == "BGR" else image[..., ::-1]
+            own = item["instances"]
+            boxes, classes = own.gt_boxes.tensor, own.gt_classes.tolist()
+            title = Path(item["file_name"]).name[-40:]
+            tiles.append(draw_tile(title, np.ascontiguousarray(image), boxes, classes, names))
     return sheet(tiles, columns=4)

@@ -22,10 +22,11 @@ from ..evaluation.augmented import build_evaluated_model
 from .best import Best, BestHook, NoImprovement
 from .checkpointing import CheckpointHook
 from .ema import MeanWeights, MeanWeightsHook
+from .evaluation_report import Evaluation
 from .freezing import freeze
 from .interruption import StopSignals
 from .progress import ProgressPrinter
-from .report import ReportHook
+from .report import ReportHook, evaluate_results_file
 from .run_info import RunInfo
 from .solver import build_optimizer
 from .train_step import TrainStep
@@ -56,7 +57,8 @@ class Trainer(DefaultTrainer):
             signals=self.signals,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.best, saved = Best(), {}
+        self.best, self.run_info, saved = Best(), RunInfo(cfg), {}
+        self.last_evaluation: Evaluation | None = None
         if cfg.MODEL.EMA.ENABLED:
             self.mean = saved["mean_weights"] = MeanWeights(self.raw_model, cfg.MODEL.EMA.DECAY)
         evaluated = self.mean.model if cfg.MODEL.EMA.ENABLED else self.raw_model
@@ -66,7 +68,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             load_only=cfg.MODEL.LOAD_ONLY,
             trainer=weakref.proxy(self),
-            run=RunInfo(cfg),
+            run=self.run_info,
             best=self.best,
             **saved,
         )
@@ -133,7 +135,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
         """COCO's box AP, with the predictions kept beside the run."""
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        place = list(cfg.DATASETS.TEST).index(dataset_name)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", str(place) if place else "")
         return COCOEvaluator(dataset_name, ("bbox",), output_dir=folder)
 
     def build_hooks(self):
@@ -150,7 +153,7 @@ class Trainer(DefaultTrainer):
             built.append(BestHook(self.best, self.checkpointer, cfg.SOLVER.PATIENCE))
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
-            built.append(ReportHook(cfg, self.evaluated_model))
+            built.append(ReportHook(cfg))
         return built
 
     def _evaluate(self):
@@ -162,6 +165,10 @@ class Trainer(DefaultTrainer):
             # in after_train, the counter stands one further
             self.saving.save_now(min(self.iter, self.max_iter - 1))
             raise
+        if comm.is_main_process():
+            self.last_evaluation = evaluate_results_file(self.cfg)
+            if self.last_evaluation:
+                self.run_info.threshold = self.last_evaluation.threshold
         return self._last_eval_results
 
     def build_writers(self):

@@ -1,0 +1,149 @@
+"""What an evaluation leaves in the output folder, from COCO's results file and the ground truth."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from ..data.image_file import ImageReadError, read_bgr
+from ..evaluation.detection_curves import (
+    Curves,
+    ImageResult,
+    all_curves,
+    best_threshold,
+    confusion_matrix,
+    mistakes_of,
+)
+from ..evaluation.drawing import draw_tile, sheet
+from ..evaluation.report_figures import draw_confusion, draw_f1, draw_precision_recall
+from ..tables import write_csv
+
+SHOWN_IMAGES = 8
+
+
+@dataclass
+class Evaluation:
+    """What was found on a data set, and what it is worth at IoU 0.5."""
+
+    images: list[ImageResult]
+    names: list[str]
+    by_class: list[Curves]
+    together: Curves
+    threshold: float  # with the best F1
+
+    @classmethod
+    def of(cls, dataset: str, results_file: Path) -> "Evaluation | None":
+        """From the file that COCO's evaluator leaves; None if it left none."""
+        if not results_file.is_file():
+            return None
+        images = read_results(dataset, results_file)
+        names = list(MetadataCatalog.get(dataset).thing_classes)
+        by_class, together = all_curves(images, len(names))
+        return cls(images, names, by_class, together, best_threshold(together))
+
+
+def results_file_of(cfg) -> Path:
+    """Of the first test set."""
+    return Path(cfg.OUTPUT_DIR, "inference", "coco_instances_results.json")
+
+
+def read_results(dataset: str, results_file: Path) -> list[ImageResult]:
+    """Ground truth and detections of every image, in contiguous classes."""
+    found = defaultdict(list)
+    for record in json.loads(results_file.read_text()):
+        found[record["image_id"]].append(record)
+    classes = MetadataCatalog.get(dataset).get("thing_dataset_id_to_contiguous_id", {})
+    return [
+        _image_result(d, sorted(found[d["image_id"]], key=lambda r: -r["score"]), classes)
+        for d in DatasetCatalog.get(dataset)
+    ]
+
+
+def _image_result(d: dict, records: list[dict], classes: dict[int, int]) -> ImageResult:
+    annotations = d.get("annotations", ())
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    detected = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in records)]
+    return ImageResult(
+        name=d["file_name"],
+        true_boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        true_classes=np.array([a["category_id"] for a in annotations], dtype=int),
+        crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
+        boxes=np.array(detected, dtype=np.float64).reshape(-1, 4),
+        classes=np.array([classes.get(r["category_id"], r["category_id"]) for r in records], int),
+        scores=np.array([r["score"] for r in records], dtype=np.float64),
+    )
+
+
+def write_evaluation(evaluation: Evaluation, results: dict, folder: Path) -> list[dict]:
+    """Writes `per_class.csv` and four pictures; returns the table.
+
+    Args:
+        results: the box metrics of COCO's evaluator, with "AP-<class>".
+    """
+    rows = per_class_rows(evaluation, results)
+    write_csv(folder / "per_class.csv", rows)
+    by_class, names = evaluation.by_class, evaluation.names
+    matrix = confusion_matrix(evaluation.images, len(names), evaluation.threshold)
+    figures = {
+        "pr_curve": draw_precision_recall(by_class, names),
+        "f1_curve": draw_f1(by_class, evaluation.together, names, evaluation.threshold),
+        "confusion_matrix": draw_confusion(matrix, names),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+    picture = draw_worst(evaluation)
+    if picture is not None:
+        cv2.imwrite(str(folder / "predictions.png"), picture)
+    return rows
+
+
+def per_class_rows(evaluation: Evaluation, results: dict) -> list[dict]:
+    """Every class with its objects, AP, AP50, and what holds at the best threshold."""
+    rows = []
+    pairs = [*zip(evaluation.names, evaluation.by_class, strict=True)]
+    for name, curves in [*pairs, ("all", evaluation.together)]:
+        precision, recall, f1 = curves.at(evaluation.threshold)
+        is_all = curves is evaluation.together
+        values = [c.average_precision for c in evaluation.by_class if c.num_objects]
+        ap50 = 100 * (np.mean(values) if values else np.nan) if is_all else None
+        rows.append(
+            {
+                "class": name,
+                "objects": curves.num_objects,
+                "AP": float(results.get("AP" if is_all else f"AP-{name}", np.nan)),
+                "AP50": float(100 * curves.average_precision if ap50 is None else ap50),
+                "precision": precision,
+                "recall": recall,
+                "F1": f1,
+            }
+        )
+    return rows
+
+
+def draw_worst(evaluation: Evaluation) -> np.ndarray | None:
+    """Truth beside predictions, the images with the most mistakes first."""
+    threshold, tiles = evaluation.threshold, []
+    mistakes = [mistakes_of(image, threshold) for image in evaluation.images]
+    for i in np.argsort(-np.array(mistakes), kind="stable")[:SHOWN_IMAGES]:
+        tiles += _pair(evaluation.images[i], mistakes[i], threshold, evaluation.names)
+    return sheet(tiles, columns=4) if tiles else None
+
+
+def _pair(image: ImageResult, mistakes: int, threshold: float, names: Sequence[str]) -> list:
+    try:
+        picture = read_bgr(image.name)
+    except ImageReadError:
+        return []
+    kept = image.scores >= threshold
+    found = image.boxes[kept], image.classes[kept], names, image.scores[kept]
+    file = Path(image.name).name[-28:]
+    return [
+        draw_tile(f"truth {file}", picture, image.true_boxes, image.true_classes, names),
+        draw_tile(f"found, {mistakes} mistakes", picture, *found),
+    ]
