@@ -5,7 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.50", *EXPORT]
+SERVE = ["gradio>=5"]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.50", "playwright>=1.45"]
+TEST += [*EXPORT, *SERVE]
 
 setup(
     name="groupdetr_d2",
@@ -15,7 +17,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["groupdetr_d2*"]),
+    # configs/ stands beside the package in the repository, and inside it once installed
+    packages=[*find_packages(include=["groupdetr_d2*"]), "groupdetr_d2.configs"],
+    package_dir={"groupdetr_d2.configs": "configs"},
+    package_data={"groupdetr_d2": ["py.typed"], "groupdetr_d2.configs": ["*/*.yaml"]},
     install_requires=[
         # Detectron2 is not listed: there is no official wheel, see README.md, "Installation"
         "torch>=2.4",
@@ -44,7 +49,8 @@ setup(
             "tqdm",
         ],
         "export": EXPORT,
+        "serve": SERVE,
         "test": TEST,
-        "dev": [*TEST, "ruff>=0.5"],
+        "dev": [*TEST, "ruff>=0.5", "mypy>=1.10", "pre-commit>=3"],
     },
 )

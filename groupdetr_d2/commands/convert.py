@@ -20,12 +20,12 @@ from ..checkpoint import (
     hugging_face_deformable,
     sam_detr,
 )
+from ..config_files import config_folder
 from ..engine.launch import report_errors
 from ..engine.run_info import RunInfo
 from ..engine.setup import build_config
 
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # per source: the converter and the configuration whose model must be filled
 CONDITIONAL_DETR = "ConditionalDETR/conditional_detr_R_50_50ep.yaml"
 SOURCES = {
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
 def convert_file(args: argparse.Namespace) -> None:
     """Reads, converts, compares with the model's own keys and shapes, writes."""
     converter, default_config = SOURCES[args.source]
-    cfg = build_config(args.config_file or str(CONFIGS / default_config), args.opts)
+    cfg = build_config(args.config_file or str(config_folder() / default_config), args.opts)
     official, trained_with = read_official(args.input)
     check_dilation(cfg, trained_with, args.input)
     detr = cfg.MODEL.DETR

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_groupdetr_config
+from ..config_files import find_config
 from ..data.checks import DatasetError, check_classes
 from ..data.custom import register_custom_datasets
 from ..data.shapes import register_shapes
@@ -38,6 +39,7 @@ def build_config(config_file: str = "", opts: list | None = None) -> CfgNode:
     """
     cfg = get_cfg()
     add_groupdetr_config(cfg)
+    config_file = find_config(config_file)
     if config_file and not os.path.isfile(config_file):
         raise ConfigError(f"the configuration file {config_file} does not exist")
     try:

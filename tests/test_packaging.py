@@ -1,0 +1,70 @@
+"""What is installed: configurations, the marker of type hints, commands that find both."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from groupdetr_d2.config_files import find_config
+
+from .conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
+    for name in ("groupdetr_d2", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    command = ["pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--quiet", "-w", str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return next(folder.glob("*.whl"))
+
+
+def test_a_wheel_has_every_configuration_and_the_marker_of_types(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    configs = {str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml")}
+    assert configs and {f"groupdetr_d2/{name}" for name in configs} <= names
+    assert "groupdetr_d2/py.typed" in names
+    assert not any(name.startswith(("tests", "configs")) for name in names)
+
+
+def test_the_installed_package_finds_its_configurations_anywhere(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = (
+        "import groupdetr_d2; from groupdetr_d2.engine.setup import build_config;"
+        "cfg = build_config('configs/DINO/group_dino_4scale_R_50_12ep.yaml');"
+        "print(groupdetr_d2.__file__, cfg.MODEL.DETR.NUM_GROUPS)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    place, num_groups = done.stdout.split()[-2:]
+    assert Path(place).is_relative_to(site) and num_groups == "11"
+
+
+def test_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "configs/DINO/dino_4scale_R_50_12ep.yaml"
+    assert find_config(name) == str(ROOT / name)
+    (tmp_path / "configs/DINO").mkdir(parents=True)
+    (tmp_path / name).touch()
+    assert find_config(name) == name and find_config("gone.yaml") == "gone.yaml"
+    assert find_config("") == ""
