@@ -25,6 +25,7 @@ test-fast: env  ## without the tests that train
 lint: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 clean:
 	rm -rf output datasets/shapes .pytest_cache .ruff_cache

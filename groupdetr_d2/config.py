@@ -6,6 +6,7 @@ from detectron2.config import CfgNode as CN
 def add_groupdetr_config(cfg: CN) -> None:
     """Adds every key of the plugin, and sets Detectron2's own to what DETR models expect."""
     _add_model_keys(cfg)
+    _add_detr_keys(cfg)
     _add_loss_keys(cfg)
     _add_variant_keys(cfg)
     _add_solver_keys(cfg)
@@ -25,12 +26,18 @@ def _add_model_keys(cfg: CN) -> None:
     # what a new run takes from MODEL.WEIGHTS: patterns of names as above; all that fits, if empty
     cfg.MODEL.LOAD_ONLY = []
 
+    # a backend of torch.compile, such as "inductor", for backbone, encoder and decoder layers in
+    # training; "" leaves them as they are
+    cfg.MODEL.COMPILE = ""
+
     cfg.MODEL.EMA = CN()
     # a running mean of the weights, which is evaluated and used for inference
     cfg.MODEL.EMA.ENABLED = False
     # the share of the mean that an iteration keeps
     cfg.MODEL.EMA.DECAY = 0.9998
 
+
+def _add_detr_keys(cfg: CN) -> None:
     cfg.MODEL.DETR = CN()
     # a name of the registry of variants, see groupdetr_d2/variants/
     cfg.MODEL.DETR.VARIANT = "conditional_detr"

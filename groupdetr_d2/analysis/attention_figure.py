@@ -140,7 +140,7 @@ def draw(image: np.ndarray, looks: Looks, query: int, box: np.ndarray, title: st
     weights = looks.weights[query].float().numpy()
     if looks.shape:
         heat = cv2.resize(weights.reshape(looks.shape), (width, height))
-        heat = np.uint8(255 * np.clip(heat / max(heat.max(), 1e-9), 0, 1))
+        heat = (255 * np.clip(heat / max(heat.max(), 1e-9), 0, 1)).astype(np.uint8)
         picture = cv2.addWeighted(picture, 0.45, cv2.applyColorMap(heat, cv2.COLORMAP_JET), 0.55, 0)
     else:
         picture = (0.6 * picture).astype(np.uint8)

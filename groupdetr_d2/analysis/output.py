@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from ..tables import write_csv
 
 __all__ = ["COLOURS", "new_figure", "save_figure", "write_csv"]
-COLOURS = matplotlib.colormaps["tab10"].colors
+COLOURS = matplotlib.color_sequences["tab10"]
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Matches the test images with every numbered checkpoint of every run."""
-    rows = []
+    rows: list[dict] = []
     for label, folder in map(split_label, args.run):
         scores = instability(folder, args.num_images, args.opts)
         rows += [{"run": label, "iteration": i, "instability": s} for i, s in scores.items()]

@@ -125,7 +125,8 @@ def list_jobs(args: argparse.Namespace) -> list[Job]:
     Raises:
         UserError: a run is malformed, or there is none.
     """
-    runs, opts = [], tuple(args.opts)
+    runs: list[tuple[str, str, tuple[str, ...]]] = []
+    opts = tuple(args.opts)
     if args.key:
         if not args.config_file or not args.values:
             raise UserError("--key needs --config-file and --values")
@@ -135,8 +136,8 @@ def list_jobs(args: argparse.Namespace) -> list[Job]:
         label, colon, command = text.partition(":")
         if not colon or not command.strip():
             raise UserError(f"--run {text!r} is not of the form 'LABEL: CONFIG [KEY VALUE ...]'")
-        config, *own = shlex.split(command)
-        runs.append((label.strip(), config, tuple(own)))
+        config, *words = shlex.split(command)
+        runs.append((label.strip(), config, tuple(words)))
     if not runs:
         raise UserError("nothing to run: give --key and --values, or --run")
     for _, config, own in runs:
@@ -156,8 +157,9 @@ def train(job: Job, args: argparse.Namespace, end: float | None) -> dict | None:
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with (folder / "output.txt").open("a") as output:
-        pipes = {"stdout": output, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, env=environment, **pipes)
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
         try:
             process.wait(None if end is None else max(1.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -195,7 +197,8 @@ def make_record(job: Job, run: Run, threads: int) -> dict:
 
 def report(runs: list[Run], key: str, out: Path) -> str:
     """Draws the last AP of every label, and writes it as CSV."""
-    rows, values = [], {}
+    rows: list[dict] = []
+    values: dict[str, list[float]] = {}
     for label, same in by_label(runs).items():
         values[label] = [run.final_ap for run in same]
         spread = np.std(values[label], ddof=1) if len(same) > 1 else float("nan")

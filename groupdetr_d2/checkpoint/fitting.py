@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,11 @@ def fit_state_dict(
     return changed
 
 
-def are_known(classes: Sequence[str] | None) -> bool:
+def are_known(classes: Sequence[str] | None) -> TypeGuard[Sequence[str]]:
     """Whether these are names; a data set without names has numbers in their place."""
-    return bool(classes) and list(classes) != [str(i) for i in range(len(classes))]
+    if not classes:
+        return False
+    return list(classes) != [str(i) for i in range(len(classes))]
 
 
 def _fit_classes(
@@ -151,4 +154,8 @@ def _resize(weight: Tensor, old: QueryGroups, new: QueryGroups) -> Tensor:
 
 def _first_occurrences(values: Tensor) -> Tensor:
     seen: set[int] = set()
-    return torch.tensor([not (v in seen or seen.add(v)) for v in values.tolist()])
+    is_first = []
+    for value in values.tolist():
+        is_first.append(value not in seen)
+        seen.add(value)
+    return torch.tensor(is_first)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from ..data.custom import read_json
 from ..data.image_file import ImageReadError, read_bgr
@@ -72,7 +73,8 @@ def format_numbers(numbers: dict, indent: str = "  ") -> str:
 
 def draw_sheet(json_file: str, image_root: str, path: Path) -> bool:
     """The first images that can be read, with their boxes; False if there is none."""
-    content, tiles = read_json(json_file), []
+    content = read_json(json_file)
+    tiles: list[np.ndarray] = []
     places = {c["id"]: i for i, c in enumerate(content["categories"])}
     names = [c["name"] for c in content["categories"]]
     for image in content["images"]:

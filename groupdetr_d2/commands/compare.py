@@ -110,7 +110,7 @@ def differences(folders: dict[str, Path]) -> str:
 
 def flatten(node: dict, prefix: str = "") -> dict:
     """Nested keys joined with dots."""
-    flat = {}
+    flat: dict = {}
     for key, value in node.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")

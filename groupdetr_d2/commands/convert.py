@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -28,7 +29,7 @@ from ..engine.setup import build_config
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 # per source: the converter and the configuration whose model must be filled
 CONDITIONAL_DETR = "ConditionalDETR/conditional_detr_R_50_50ep.yaml"
-SOURCES = {
+SOURCES: dict[str, tuple[Any, str]] = {
     "conditional-detr": (
         conditional_detr.CONVERTER,
         "ConditionalDETR/conditional_detr_R_50_50ep.yaml",

@@ -49,10 +49,11 @@ def read_array(path: str | Path, image_format: str) -> np.ndarray:
     with Path(path).open("rb") as file, Image.open(file) as image:
         image.load()
         exif = image.getexif()
+        picture: Image.Image = image
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            image = Image.fromarray(_eight_bits(np.asarray(image)))
-        method = TURNS.get(exif.get(ORIENTATION))
-        turned = image if method is None else image.transpose(method)
+            picture = Image.fromarray(_eight_bits(np.asarray(image)))
+        method = TURNS.get(exif.get(ORIENTATION, 0))
+        turned = picture if method is None else picture.transpose(method)
         return convert_PIL_to_numpy(turned, image_format)
 
 

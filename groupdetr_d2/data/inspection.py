@@ -132,7 +132,9 @@ def _check_boxes(content: dict, inspection: Inspection) -> None:
 def _check_images(images: list[dict], root: Path, decode: bool, inspection: Inspection) -> None:
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda image: look_at(root / image["file_name"], decode), images))
-    missing, unreadable, other = [], [], []
+    missing: list[str] = []
+    unreadable: list[str] = []
+    other: list[str] = []
     for image, (size, problem) in zip(images, found, strict=True):
         name = image["file_name"]
         if problem:
@@ -165,7 +167,8 @@ def look_at(path: Path, decode: bool) -> tuple[tuple[int, int] | None, str]:
 
 
 def _check_contents(content: dict, num_queries: int, inspection: Inspection) -> None:
-    objects, crowds = defaultdict(int), defaultdict(int)
+    objects: dict[int, int] = defaultdict(int)
+    crowds: dict[int, int] = defaultdict(int)
     for a in content["annotations"]:
         (crowds if a["iscrowd"] else objects)[a["image_id"]] += 1
     names = {x["id"]: x["file_name"] for x in content["images"]}

@@ -77,7 +77,8 @@ def generate_shapes(spec: ShapesSpec, root: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=root))
     (unfinished / "images").mkdir()
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for i in range(spec.num_images):
         picture, objects = draw_image(np.random.default_rng([spec.seed, i]), spec)
         name = f"{i:06d}.jpg"
@@ -110,7 +111,8 @@ def draw_image(
     size = spec.image_size
     picture = _background(rng, size)
     owner = np.full((size, size), -1)  # the topmost object of every pixel
-    objects, areas = [], []
+    objects: list[tuple[int, tuple[int, int, int, int]]] = []
+    areas: list[int] = []
     for _ in range(int(rng.integers(max(1, spec.max_objects // 3), spec.max_objects + 1))):
         category = int(rng.integers(len(CLASSES)))
         mask = _random_mask(rng, category, size)
@@ -121,7 +123,8 @@ def draw_image(
             continue
         owner = candidate
         areas.append(mask.sum())
-        objects.append((category, cv2.boundingRect(mask.astype(np.uint8))))
+        x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+        objects.append((category, (x, y, w, h)))
         picture[mask] = _texture(rng, size)[mask]
     noise = rng.normal(0, 8, picture.shape)
     return np.clip(picture + noise, 0, 255).astype(np.uint8), objects
@@ -158,7 +161,7 @@ def _random_mask(rng: np.random.Generator, category: int, size: int) -> np.ndarr
     for outline, value in _outlines(CLASSES[category]):
         points = outline * [radius, radius * aspect]
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        cv2.fillPoly(mask, [np.round(points @ turn + center).astype(np.int32)], value)
+        cv2.fillPoly(mask, [np.round(points @ turn + center).astype(np.int32)], (value,))
     return mask.astype(bool)
 
 

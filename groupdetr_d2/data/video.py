@@ -43,7 +43,8 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path | None, rate: float):
-        self.path, self.rate, self._writer = path, rate, None
+        self.path, self.rate = path, rate
+        self._writer: cv2.VideoWriter | None = None
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -60,7 +61,7 @@ class VideoWriter:
         if self.path is None:
             return
         if self._writer is None:
-            code = cv2.VideoWriter_fourcc(*"mp4v")
+            code = cv2.VideoWriter.fourcc(*"mp4v")
             size = (frame.shape[1], frame.shape[0])
             self._writer = cv2.VideoWriter(str(self.path), code, self.rate, size)
             if not self._writer.isOpened():

@@ -90,7 +90,8 @@ class SkippedImages:
     """
 
     def __init__(self, limit: int):
-        self.limit, self.reasons = limit, set()
+        self.limit = limit
+        self.reasons: set[str] = set()
 
     def add(self, batch: list[dict]) -> None:
         """Takes in what the items of a batch say.

@@ -89,7 +89,8 @@ def find_images(folder: Path, description: dict) -> dict[str, list[Path]]:
 
 def to_coco(folder: Path, images: list[Path], names: list[str]) -> dict:
     """COCO's content of some images; category ids are YOLO's class numbers plus one."""
-    records, annotations = [], []
+    records: list[dict] = []
+    annotations: list[dict] = []
     for i, path in enumerate(images, start=1):
         size, problem = look_at(path, decode=False)
         if size is None:

@@ -47,8 +47,15 @@ def _of_torchrun(environment: Mapping[str, str]) -> Placement | None:
     if any(name not in environment for name in names):
         return None
     rank, world, local_rank, local_world, address, port = (environment[name] for name in names)
-    numbers = map(int, (rank, world, local_rank, local_world))
-    return Placement("torchrun", *numbers, address, int(port))
+    return Placement(
+        starter="torchrun",
+        rank=int(rank),
+        world_size=int(world),
+        local_rank=int(local_rank),
+        local_world_size=int(local_world),
+        address=address,
+        port=int(port),
+    )
 
 
 def _of_slurm(environment: Mapping[str, str]) -> Placement | None:

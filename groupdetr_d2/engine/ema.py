@@ -4,13 +4,15 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 class MeanWeights:
     """The model with averaged weights; its state is that of the model inside."""
 
     def __init__(self, model: nn.Module, decay: float):
         # buffers are copied, not averaged: the sizes of query banks are among them
-        def take_in(means: list[Tensor], values: list[Tensor], updates: Tensor) -> None:
+        def take_in(means: Tensors, values: Tensors, updates: Tensor | int) -> None:
             count = float(updates)  # at first the mean follows fast, or it would stay at the start
             share = min(decay, (1 + count) / (10 + count))
             get_ema_multi_avg_fn(share)(means, values, updates)

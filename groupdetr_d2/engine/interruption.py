@@ -80,7 +80,8 @@ def signals_passed_on() -> Iterator[None]:
     def pass_on(number: int, frame):
         for process in multiprocessing.active_children():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, number)
+                if process.pid is not None:
+                    os.kill(process.pid, number)
 
     previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:

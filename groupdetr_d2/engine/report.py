@@ -140,7 +140,7 @@ def draw_first_batches(cfg, training_set: TrainingSet) -> np.ndarray:
     cfg.defrost()
     cfg.DATALOADER.NUM_WORKERS = 0  # the same images whatever it is
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
-    tiles = []
+    tiles: list[np.ndarray] = []
     for batch, _ in zip(build_train_loader(cfg, training_set), range(FIRST_BATCHES), strict=False):
         for item in batch[: FIRST_IMAGES - len(tiles)]:
             image = item["image"].permute(1, 2, 0).numpy()

@@ -108,7 +108,7 @@ class TrainStep(SimpleTrainer):
         # a scaler tries scales that are too large, and leaves those iterations out by itself
         return norm.new_zeros(()) if self.grad_scaler.is_enabled() else norm
 
-    def _agree(self, values: torch.Tensor, suspects: list[int]) -> tuple[torch.Tensor, bool]:
+    def _agree(self, values: torch.Tensor, suspects: list[int]) -> tuple[list[torch.Tensor], bool]:
         """The values on the host, and whether those of any process are bad; in one transfer.
 
         Processes also tell each other here of signals to stop.
@@ -117,9 +117,9 @@ class TrainStep(SimpleTrainer):
         told[0] += ~values.isfinite().all()
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        *values, is_bad, self.stop_signal = torch.cat([values, told]).cpu().unbind()
-        self.stop_signal = int(self.stop_signal)
-        return values, bool(is_bad)
+        *agreed, is_bad, number = torch.cat([values, told]).cpu().unbind()
+        self.stop_signal = int(number)
+        return agreed, bool(is_bad)
 
     def _leave_out(self, what: str):
         """Keeps the weights as they are, if the budget allows it and they are sound."""

@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..evaluation.augmented import build_evaluated_model
 from .best import Best, BestHook, NoImprovement
 from .checkpointing import CheckpointHook
+from .compiling import CompileReport, compile_parts
 from .ema import MeanWeights, MeanWeightsHook
 from .evaluation_report import Evaluation
 from .freezing import freeze
@@ -43,6 +44,8 @@ class Trainer(DefaultTrainer):
         self.cfg, self.signals = cfg, StopSignals()
         self.training_set = TrainingSet(load_training_set(cfg))
         self.raw_model = self.build_model(cfg)
+        if cfg.MODEL.COMPILE:
+            compile_parts(self.raw_model, cfg.MODEL.COMPILE)
         optimizer = build_optimizer(cfg, self.raw_model)
         self._trainer = TrainStep(
             wrap_for_processes(self.raw_model),
@@ -154,6 +157,7 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
             built.append(ReportHook(cfg))
+            built += [CompileReport()] if cfg.MODEL.COMPILE else []
         return built
 
     def _evaluate(self):

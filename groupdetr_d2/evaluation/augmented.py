@@ -7,6 +7,7 @@ from detectron2.data.transforms import HFlipTransform, NoOpTransform, ResizeShor
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ..modeling.meta_arch import SetPredictor
 from .fusion import merge_by_fusion
 
 
@@ -24,7 +25,7 @@ class AugmentedModel(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: SetPredictor,
         *,
         min_sizes: tuple[int, ...],
         max_size: int,
@@ -65,7 +66,7 @@ class AugmentedModel(nn.Module):
         return found
 
 
-def build_evaluated_model(cfg, model: nn.Module) -> nn.Module:
+def build_evaluated_model(cfg, model: SetPredictor) -> nn.Module:
     """The model, or with TEST.AUG.ENABLED the model with augmentation."""
     aug = cfg.TEST.AUG
     if not aug.ENABLED:

@@ -53,7 +53,8 @@ class Curves:
         kept = int((self.scores >= threshold).sum())
         if not kept:
             return 0.0, 0.0, 0.0
-        return tuple(float(x[kept - 1]) for x in (self.precision, self.recall, self.f1))
+        precision, recall, f1 = (float(x[kept - 1]) for x in (self.precision, self.recall, self.f1))
+        return precision, recall, f1
 
 
 def overlaps(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> np.ndarray:
@@ -99,8 +100,8 @@ def all_curves(images: Sequence[ImageResult], num_classes: int) -> tuple[list[Cu
             right[category].append(is_right[counts])
     flat = [(np.concatenate(s), np.concatenate(r)) for s, r in zip(scores, right, strict=True)]
     by_class = [_curves(*pair, int(n)) for pair, n in zip(flat, num_objects, strict=True)]
-    together = [np.concatenate(parts) for parts in zip(*flat, strict=True)]
-    return by_class, _curves(*together, int(num_objects.sum()))
+    all_scores, all_right = (np.concatenate(parts) for parts in zip(*flat, strict=True))
+    return by_class, _curves(all_scores, all_right, int(num_objects.sum()))
 
 
 def _curves(scores: np.ndarray, right: np.ndarray, num_objects: int) -> Curves:

@@ -13,8 +13,9 @@ TILE_SIDE, TITLE_HEIGHT = 320, 20
 
 def class_colour(index: int) -> tuple[int, int, int]:
     """A bright colour of its own for every class, BGR."""
-    hue = np.uint8([[[index * 47 % 180, 200, 255]]])
-    return tuple(int(c) for c in cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0])
+    hue = np.array([[[index * 47 % 180, 200, 255]]], dtype=np.uint8)
+    blue, green, red = (int(c) for c in cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0])
+    return blue, green, red
 
 
 def draw_boxes(

@@ -71,8 +71,8 @@ def _device_attention(
     q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float
 ) -> Tensor:
     """A masked number of keys that is no multiple of 8 would cost a mask of queries x keys."""
-    missing = 0 if allowed is None else -k.shape[-2] % 8
-    if missing:
+    missing = -k.shape[-2] % 8
+    if allowed is not None and missing:
         k, v = F.pad(k, (0, 0, 0, missing)), F.pad(v, (0, 0, 0, missing))
         allowed = F.pad(allowed, (0, missing))  # False: the added keys are barred
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)

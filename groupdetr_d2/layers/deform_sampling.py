@@ -54,7 +54,7 @@ def reference(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor)
     """
     dtype = torch.promote_types(value.dtype, torch.float32)
     batch, num_queries, heads = locations.shape[:3]
-    total = 0
+    total: Tensor | int = 0
     parts = value.to(dtype).split([h * w for h, w in shapes], dim=1)
     for i, (part, (height, width)) in enumerate(zip(parts, shapes, strict=True)):
         level = part.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width)

@@ -1,13 +1,15 @@
 """Activation checkpointing (Chen et al., 2016)."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+Output = TypeVar("Output")
 
-def run(layer: Callable[..., Tensor], *args, recompute: bool) -> Tensor:
+
+def run(layer: Callable[..., Output], *args, recompute: bool) -> Output:
     """`layer(*args)`; with `recompute`, backward computes it again instead of keeping its insides.
 
     The random numbers are drawn as before, so that the gradients are the same.

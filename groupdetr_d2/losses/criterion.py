@@ -88,8 +88,9 @@ class SetCriterion(nn.Module):
         each process's own.
         """
         predictions = Predictions(denoised.logits, denoised.boxes)
-        fixed = (x.expand(len(denoised.logits), -1) for x in (denoised.query, denoised.target))
-        matches = Matches(denoised.image, *fixed)
+        fixed = (denoised.query, denoised.target)
+        query, target = (x.expand(len(denoised.logits), -1) for x in fixed)
+        matches = Matches(denoised.image, query, target)
         return self._weighted(
             predictions, targets, matches, denoised.repetitions * normalizer, "_dn"
         )
@@ -131,7 +132,8 @@ class SetCriterion(nn.Module):
         costs = []
         for b, target in enumerate(_per_image(targets)):
             image = Predictions(predictions.logits[:, b], predictions.boxes[:, b])
-            costs.append(sum(weight * fn(image, target) for fn, weight in self.costs))
+            cost = sum(weight * fn(image, target) for fn, weight in self.costs)
+            costs.append(torch.as_tensor(cost))
         matches = match_groups(costs, groups)
         self.match_seconds += time.perf_counter() - start
         self.non_finite_images += matches.non_finite_images

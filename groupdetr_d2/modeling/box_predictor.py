@@ -40,7 +40,8 @@ class BoxPredictor(nn.Module):
         self.class_heads = nn.ModuleList(nn.Linear(d_model, num_classes) for _ in range(num_heads))
         self.layer_box_heads = nn.ModuleList(MLP(d_model, d_model, 4, 3) for _ in range(num_heads))
         for class_head, box_head in zip(self.class_heads, self.layer_box_heads, strict=True):
-            nn.init.constant_(class_head.bias, -math.log(1 / PRIOR_PROBABILITY - 1))
+            bias = class_head.get_parameter("bias")
+            nn.init.constant_(bias, -math.log(1 / PRIOR_PROBABILITY - 1))
             nn.init.zeros_(box_head.layers[-1].weight)
             nn.init.zeros_(box_head.layers[-1].bias)
         nn.init.constant_(self.layer_box_heads[0].layers[-1].bias[2:], size_bias)
@@ -59,7 +60,7 @@ class BoxPredictor(nn.Module):
         return Predictions(at_least_float32(_apply(self.class_heads, hidden_states)), boxes)
 
 
-def _apply(heads: Sequence[nn.Module], hidden_states: Tensor) -> Tensor:
+def _apply(heads: nn.ModuleList, hidden_states: Tensor) -> Tensor:
     """Each head on its layer; a shared one on all layers in one call."""
     if len(heads) == 1:
         return heads[0](hidden_states)

@@ -106,14 +106,15 @@ class Denoising(nn.Module, ABC):
         groups = replace(groups, num_denoising=copies * width)
         shape = (groups.num_groups, copies, len(targets.labels))
         noise = Noise.draw(shape, queries.content.device)
-        image, slots = locate_slots(targets, groups, copies)
+        image, places = locate_slots(targets, groups, copies)
         labels, boxes = self.add_noise(targets, noise)  # (K, R*copies, T), (..., 4)
-        queries = self._join(queries, groups, (image, slots), self.embed(labels, 1.0), boxes)
+        queries = self._join(queries, groups, (image, places), self.embed(labels, 1.0), boxes)
         mask = denoising_mask(repetitions, self.copies * width, groups, queries.content.device)
-        slots = slots[:, :: self.copies]  # of the copies that stand for their target
-        target = torch.arange(shape[2], device=image.device).expand(slots.shape)
-        located = [x.flatten() for x in (image.expand(slots.shape), slots, target)]
-        slots = Slots(*located, repetitions, self.background)
+        places = places[:, :: self.copies]  # of the copies that stand for their target
+        target = torch.arange(shape[2], device=image.device).expand(places.shape)
+        located = (image.expand(places.shape), places, target)
+        image, query, target = (x.flatten() for x in located)
+        slots = Slots(image, query, target, repetitions, self.background)
         return replace(queries, attn_mask=mask), groups, slots
 
     @abstractmethod

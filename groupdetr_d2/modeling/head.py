@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..groups import QueryGroups
 from ..layers.ms_deform_attn import MSDeformAttn
 from ..structures import Memory, Predictions, Targets
+from .box_predictor import BoxPredictor
 
 VARIANT_REGISTRY = Registry("DETR variant")
 VARIANT_REGISTRY.__doc__ = """
@@ -29,7 +30,7 @@ class DETRHead(nn.Module):
         encoder: nn.Module,
         queries: nn.Module,
         decoder: nn.Module,
-        predictor: nn.Module,
+        predictor: BoxPredictor,
         denoising: nn.Module | None = None,
     ):
         super().__init__()

@@ -16,7 +16,7 @@ from ..layers.box_ops import box_xyxy_to_cxcywh
 from ..losses.box2d import focal_cost, focal_loss, giou_cost, giou_loss, l1_cost, l1_loss
 from ..losses.criterion import SetCriterion, Term
 from ..structures import Predictions, Targets
-from .head import build_detr_head, build_groups
+from .head import DETRHead, build_detr_head, build_groups
 from .postprocessing import top_k_instances
 
 
@@ -31,6 +31,9 @@ class SetPredictor(nn.Module, ABC):
         groups: the groups of training; inference uses the primary one alone.
         detections_per_image: predictions kept of each image.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -109,6 +112,8 @@ class SetPredictor(nn.Module, ABC):
 @META_ARCH_REGISTRY.register()
 class GroupDETR(SetPredictor):
     """2D detection with any DETR of `variants/`."""
+
+    head: DETRHead
 
     @classmethod
     def from_config(cls, cfg) -> dict:

@@ -1,5 +1,7 @@
 """From backbone features to the sequence that an encoder reads."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ class Neck(nn.Module):
     def __init__(
         self,
         in_features: list[str],
-        projections: list[nn.Module],
+        projections: Sequence[nn.Module],
         *,
         d_model: int,
         temperature: float = 10000,
@@ -32,11 +34,7 @@ class Neck(nn.Module):
         super().__init__()
         self.in_features = in_features
         self.projections = nn.ModuleList(projections)
-        self.position = {
-            "num_feats": d_model // 2,
-            "temperature": temperature,
-            "offset": offset,
-        }
+        self.num_feats, self.temperature, self.offset = d_model // 2, temperature, offset
 
     def forward(self, features: dict[str, Tensor], padding_mask: Tensor | None) -> Memory:
         """
@@ -53,7 +51,10 @@ class Neck(nn.Module):
             coarser = projection(coarser)
             maps.append(coarser)
         masks = [_mask_like(x, padding_mask) for x in maps]
-        pos = [image_position_embedding(m, **self.position) for m in masks]
+        pos = [
+            image_position_embedding(m, self.num_feats, self.temperature, self.offset)
+            for m in masks
+        ]
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         return Memory(
             features=torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1),  # (B, S, C)
@@ -85,7 +86,7 @@ def build_neck(cfg, backbone_shape) -> Neck:
     )
 
 
-def build_projections(cfg, backbone_shape) -> list[nn.Module]:
+def build_projections(cfg, backbone_shape) -> Sequence[nn.Module]:
     """A 1 x 1 convolution a feature map, then a 3 x 3 one of stride 2 for each extra level.
 
     MODEL.DETR.PROJECTION_NORM may add a GroupNorm.
@@ -102,5 +103,5 @@ def build_projections(cfg, backbone_shape) -> list[nn.Module]:
         return convolutions
     for convolution in convolutions:
         nn.init.xavier_uniform_(convolution.weight)
-        nn.init.zeros_(convolution.bias)
+        nn.init.zeros_(convolution.get_parameter("bias"))
     return [nn.Sequential(conv, nn.GroupNorm(32, d_model)) for conv in convolutions]

@@ -78,7 +78,8 @@ class LearnedQueries(nn.Module):
         """Queries of (B, K*N)."""
         pos, content = self.bank(groups).chunk(2, dim=-1)  # (K*N, C) each
         reference = at_least_float32(self.reference_head(pos)).sigmoid()  # (K*N, 2)
-        return Queries(*(for_each_image(x, memory) for x in (content, reference, pos)))
+        content, reference, pos = (for_each_image(x, memory) for x in (content, reference, pos))
+        return Queries(content=content, reference=reference, pos=pos)
 
 
 class LearnedAnchorQueries(nn.Module):
@@ -98,4 +99,5 @@ class LearnedAnchorQueries(nn.Module):
         """Queries of (B, K*N)."""
         reference = at_least_float32(self.bank(groups)).sigmoid()  # (K*N, 4)
         content = F.pad(self.content_bank(groups), (0, self.indicator))  # (K*N, C)
-        return Queries(*(for_each_image(x, memory) for x in (content, reference)))
+        content, reference = (for_each_image(x, memory) for x in (content, reference))
+        return Queries(content=content, reference=reference)

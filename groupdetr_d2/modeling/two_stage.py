@@ -37,8 +37,8 @@ class ProposalHeads(nn.Module):
         for weight in self.projection.weight:
             nn.init.xavier_uniform_(weight)
         nn.init.constant_(self.class_head.bias, -math.log(1 / PRIOR_PROBABILITY - 1))
-        nn.init.zeros_(self.box_head.layers[-1].weight)
-        nn.init.zeros_(self.box_head.layers[-1].bias)
+        nn.init.zeros_(self.box_head.layers[-1].get_parameter("weight"))
+        nn.init.zeros_(self.box_head.layers[-1].get_parameter("bias"))
 
     def features(self, tokens: Tensor, groups: QueryGroups) -> Tensor:
         """(K, M, C), or (1, M, C) for all groups alike -> (K, M, C)."""
@@ -135,11 +135,11 @@ def make_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
     Padded positions and boxes at the image's border do not; their logits are infinite.
     """
     centers = cell_centers(memory)  # (B, S, 2)
-    sizes = [
+    by_level = [
         centers.new_full((height * width,), ANCHOR_SIZE * 2**level)
         for level, (height, width) in enumerate(memory.spatial_shapes)
     ]
-    sizes = torch.cat(sizes)[None, :, None].expand_as(centers)
+    sizes = torch.cat(by_level)[None, :, None].expand_as(centers)
     boxes = torch.cat([centers, sizes], -1)
     valid = ((boxes > BORDER) & (boxes < 1 - BORDER)).all(-1)  # (B, S)
     if memory.padding_mask is not None:

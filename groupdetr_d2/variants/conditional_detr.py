@@ -91,6 +91,7 @@ class ConditionalQueryPosition(nn.Module):
         sine = sine_embedding(queries.reference[..., :2], self.num_feats)  # (B, Q, C)
         if layer > 0:
             sine = sine * self.query_scale(queries.content)
+        assert queries.pos is not None
         return QueryPosition(queries.pos, sine.to(queries.content.dtype))
 
 

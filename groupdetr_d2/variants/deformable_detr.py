@@ -55,6 +55,7 @@ class FixedQueryPosition(nn.Module):
 
     def forward(self, layer: int, queries: Queries, memory: Memory) -> QueryPosition:
         """(B, Q, C)."""
+        assert queries.pos is not None
         return QueryPosition(queries.pos)
 
 

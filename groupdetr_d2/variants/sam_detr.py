@@ -48,7 +48,7 @@ class SemanticAligner(nn.Module):
             nn.ReLU(),
             nn.Linear(hidden, outputs_per_head * num_heads),
         )
-        nn.init.zeros_(self.points[-1].bias)
+        nn.init.zeros_(self.points[-1].get_parameter("bias"))
 
     def forward(self, reference: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """

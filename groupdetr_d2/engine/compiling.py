@@ -1,0 +1,58 @@
+"""torch.compile on the parts of a model that it can take whole (MODEL.COMPILE)."""
+
+import logging
+
+import torch
+from detectron2.engine import HookBase
+from torch import nn
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+REPORT_AFTER = 5  # iterations
+
+
+def compile_parts(model: nn.Module, backend: str) -> list[str]:
+    """Compiles backbone, encoder and every decoder layer in place; their parameters keep names.
+
+    Matching and losses stay as they are: they wait for the host, and their shapes change with every
+    batch.
+
+    Returns:
+        what was compiled.
+
+    Raises:
+        UserError: PyTorch has no such backend.
+    """
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise UserError(f"MODEL.COMPILE is {backend!r}; it can be {', '.join(known)}, or ''")
+    decoder_layers = model.get_submodule("head.decoder.layers")
+    layers = {f"head.decoder.layers.{i}": x for i, x in decoder_layers.named_children()}
+    parts = {"backbone": model.backbone, "head.encoder": model.head.encoder, **layers}
+    for part in parts.values():
+        part.compile(backend=backend)
+    logger.info("MODEL.COMPILE %s: %s; the first iterations are slow", backend, ", ".join(parts))
+    return list(parts)
+
+
+class CompileReport(HookBase):
+    """Says once what the compiler did: graphs, breaks between them, sizes compiled anew."""
+
+    def after_step(self):
+        """After a few iterations, in which images of several sizes have passed."""
+        if self.trainer.iter + 1 == self.trainer.start_iter + REPORT_AFTER:
+            logger.info("%s", describe_compilation())
+
+
+def describe_compilation() -> str:
+    """What was compiled in this process so far."""
+    from torch._dynamo.utils import counters
+
+    breaks = sum(counters["graph_break"].values())
+    reasons = "; ".join(list(counters["graph_break"])[:3])
+    return (
+        f"torch.compile: {counters['stats']['unique_graphs']} graphs of "
+        f"{counters['stats']['calls_captured']} operations, {breaks} breaks"
+        f"{f' ({reasons})' if reasons else ''}"
+    )
