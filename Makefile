@@ -23,9 +23,9 @@ test-fast: env  ## without the tests that train
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests -m "not slow"
 
 lint: env
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
 
 clean:
 	rm -rf output datasets/shapes .pytest_cache .ruff_cache
