@@ -1,5 +1,6 @@
 """What is installed: configurations, the marker of type hints, commands that find both."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -68,3 +69,15 @@ def test_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):
     (tmp_path / name).touch()
     assert find_config(name) == name and find_config("gone.yaml") == "gone.yaml"
     assert find_config("") == ""
+
+
+def test_the_page_of_keys_is_that_of_the_code():
+    """`python tools/write_config_page.py` writes it anew."""
+    path = ROOT / "tools/write_config_page.py"
+    spec = importlib.util.spec_from_file_location("write_config_page", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    expected = module.page((ROOT / "groupdetr_d2/config.py").read_text())
+    assert (ROOT / "docs/config.md").read_text() == expected
+    for key in ("MODEL.DETR.NUM_GROUPS", "SOLVER.ON_NONFINITE", "DATASETS.CUSTOM.TRAIN_JSON"):
+        assert f"| `{key}` |" in expected
