@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 from groupdetr_d2 import Predictor
 from groupdetr_d2.__main__ import main
 from groupdetr_d2.engine.evaluation_report import Evaluation, per_class_rows, read_results
+from groupdetr_d2.engine.report import next_commands
 from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.evaluation import html_report
 from groupdetr_d2.evaluation.detection_curves import (
@@ -141,6 +142,14 @@ def test_the_report_is_whole_in_a_browser(finished_run, tmp_path):
         assert page.evaluate("document.documentElement.scrollWidth") <= 1200
         loaded = page.evaluate("performance.getEntriesByType('resource').map(r => r.name)")
         assert all(name.startswith("data:") for name in loaded)
+
+
+def test_an_evaluation_alone_names_the_weights_it_was_of(tmp_path):
+    cfg = custom_config(tmp_path, "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", "of/others.pth")
+    settle_config(cfg)
+    assert "--weights of/others.pth --out" in next_commands(cfg)
+    (tmp_path / "model_best.pth").touch()
+    assert f"--weights {tmp_path}/model_best.pth --out" in next_commands(cfg)
 
 
 def test_names_cannot_inject_markup():

@@ -69,8 +69,9 @@ def next_commands(cfg) -> str:
     folder = shlex.quote(cfg.OUTPUT_DIR)
     python = sys.executable
     train = f"{python} train_net.py --config-file {folder}/config.yaml"
-    last = Path(cfg.OUTPUT_DIR) / "model_final.pth"
-    weights = f"{folder}/{'model_final' if last.is_file() else 'model_best'}.pth"
+    own = [Path(cfg.OUTPUT_DIR) / name for name in ("model_final.pth", "model_best.pth")]
+    found = next(filter(Path.is_file, own), cfg.MODEL.WEIGHTS)  # the latter after --eval-only
+    weights = shlex.quote(str(found))
     sample = "IMAGE.jpg"
     if cfg.DATASETS.TEST:
         sample = shlex.quote(DatasetCatalog.get(cfg.DATASETS.TEST[0])[0]["file_name"])
