@@ -89,7 +89,7 @@ class Predictor:
             self.cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = build_model(self.cfg).eval()
         GroupCheckpointer(self.model).load(str(weights), checkpointables=[])
-        self.detector = build_evaluated_model(self.cfg, self.model)
+        self.detector = build_evaluated_model(self.cfg, self.model).eval()
         sizes = (self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
         self.resize = T.ResizeShortestEdge(*sizes)
 

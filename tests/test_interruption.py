@@ -142,6 +142,38 @@ def test_who_insists_is_heard_at_once(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_what_must_be_finished_is_not_interrupted(monkeypatch):
+    monkeypatch.setattr(time, "monotonic", iter([0.0, 9.0, 9.0]).__next__)
+    with StopSignals() as signals:
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+
+
+def test_the_last_evaluation_can_fail_and_the_run_be_made_longer(
+    tmp_path, monkeypatch, every_iteration
+):
+    """What is saved after the last iteration resumes with the next, as if all had gone well."""
+    run_in_process(tiny_run(tmp_path, "SOLVER.MAX_ITER", 8, out="whole"))
+    whole = list(every_iteration)
+    every_iteration.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.Trainer, "test", classmethod(lambda *_: 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            run_in_process(tiny_run(tmp_path, out="parts"))
+    run_in_process(tiny_run(tmp_path, "SOLVER.MAX_ITER", 8, out="parts"), resume=True)
+    assert every_iteration == whole
+
+
+def test_the_last_checkpoints_are_counted_over_attempts(tmp_path):
+    opts = ["SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.KEEP_CHECKPOINTS", 2, "DATASETS.TEST", "()"]
+    run_in_process(tiny_run(tmp_path, *opts), iterations=3)
+    run_in_process(tiny_run(tmp_path, *opts), resume=True)
+    numbers = sorted(p.stem for p in (tmp_path / "out").glob("model_0*.pth"))
+    assert numbers == ["model_0000004", "model_0000005"]
+
+
 def damage(path, how):
     if how == "truncated":
         with path.open("r+b") as file:

@@ -90,6 +90,19 @@ def test_folders_and_patterns_become_pictures_json_and_csv(tmp_path, images, cap
     assert "4 of 4 files, 48 objects" in capsys.readouterr().out
 
 
+def test_files_of_one_name_do_not_overwrite_each_other_or_themselves(tmp_path, images):
+    other = tmp_path / "more"
+    other.mkdir()
+    cv2.imwrite(str(other / "a.png"), picture(9))
+    weights, out = make_checkpoint(tmp_path), tmp_path / "out"
+    assert predict(weights, out, images / "a.png", other, "--threshold", 1) == 0
+    first, second = (cv2.imread(str(out / name)) for name in ("a.png", "more_a.png"))
+    assert (first == picture(0)).all() and (second == picture(9)).all()
+    with pytest.raises(SystemExit, match="overwritten by its own result"):
+        predict(weights, images, images / "a.png")
+    assert (cv2.imread(str(images / "a.png")) == picture(0)).all()
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_is_done(tmp_path, images, capsys):
     (images / "broken.png").write_bytes(b"no picture")
     assert predict(make_checkpoint(tmp_path), tmp_path / "out", images, "--no-pictures") == 1

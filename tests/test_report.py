@@ -25,6 +25,7 @@ from groupdetr_d2.evaluation.detection_curves import (
     confusion_matrix,
     mistakes_of,
 )
+from groupdetr_d2.evaluation.drawing import read_metrics
 
 from .browser import open_page
 from .test_data import custom_config, write_set
@@ -150,6 +151,11 @@ def test_an_evaluation_alone_names_the_weights_it_was_of(tmp_path):
     assert "--weights of/others.pth --out" in next_commands(cfg)
     (tmp_path / "model_best.pth").touch()
     assert f"--weights {tmp_path}/model_best.pth --out" in next_commands(cfg)
+
+
+def test_half_a_line_of_metrics_is_passed_over(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"iteration": 1, "x": 2}\n{"iterat{"iteration": 2}\n')
+    assert read_metrics(tmp_path) == [{"iteration": 1, "x": 2}]
 
 
 def test_names_cannot_inject_markup():

@@ -190,6 +190,12 @@ def test_compiled_parts_give_the_same_losses_and_gradients(config, breaks):
     assert f" {breaks} breaks" in text and "compile: 0 graphs" not in text
 
 
+def test_a_training_can_be_evaluated_with_augmentation(tmp_path, every_iteration):
+    aug = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(40,)", "TEST.EVAL_PERIOD", 2]
+    trainer = run_in_process(tiny_run(tmp_path, *aug))
+    assert len(every_iteration) == 6 and trainer.raw_model.training
+
+
 def test_an_unknown_compiler_is_named():
     with pytest.raises(UserError, match="MODEL.COMPILE is 'inducer'; it can be .*inductor"):
         compile_parts(small_model(), "inducer")

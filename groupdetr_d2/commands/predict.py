@@ -51,10 +51,11 @@ def predict(args: argparse.Namespace) -> int:
     predictor = Predictor(args.weights, threshold=args.threshold, opts=opts)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
+    paths = {} if args.no_pictures else output_paths(files, out)
     results, failed = [], 0
     for file in tqdm(files, unit="file", disable=not sys.stderr.isatty()):
         try:
-            results += detect(predictor, file, None if args.no_pictures else out)
+            results += detect(predictor, file, None if args.no_pictures else paths[file])
         except ImageReadError as error:
             failed += 1
             sys.stderr.write(f"error: {error}\n")
@@ -99,12 +100,12 @@ def list_images(paths: list[str]) -> list[Path]:
 
 
 def detect(predictor: Predictor, file: Path, out: Path | None) -> list[dict]:
-    """The results of an image, or of every frame of a video; pictures go to `out`."""
+    """The results of an image, or of every frame of a video; the picture or video goes to `out`."""
     if file.suffix.lower() in VIDEO_SUFFIXES:
         return list(detect_on_video(predictor, file, out))
     detections = predictor(file)
     if out:
-        detections.save(out / picture_name(file))
+        detections.save(out)
     objects = detections.records()
     sys.stdout.write(f"{file}: {len(objects)} objects\n")
     for x in objects:
@@ -117,7 +118,7 @@ def detect_on_video(predictor: Predictor, file: Path, out: Path | None) -> Itera
     """Frame by frame; writes an mp4 of the same length."""
     frames, count, rate = read_frames(file)
     quiet = not sys.stderr.isatty()
-    with VideoWriter(out / f"{file.stem}.mp4" if out else None, rate) as writer:
+    with VideoWriter(out, rate) as writer:
         for i, frame in enumerate(tqdm(frames, total=count, unit="frame", disable=quiet)):
             detections = predictor(frame)
             writer.add(detections.draw() if out else frame)
@@ -129,6 +130,24 @@ def picture_name(file: Path) -> str:
     """The file's own name, with an ending under which any picture can be written."""
     keeps = file.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")
     return file.name if keeps else f"{file.name}.png"
+
+
+def output_paths(files: list[Path], out: Path) -> dict[Path, Path]:
+    """Where the picture of each file goes; its folder is in the name if another file has it too.
+
+    Raises:
+        UserError: a file would be overwritten by its own result.
+    """
+    paths: dict[Path, Path] = {}
+    for file in files:
+        is_video = file.suffix.lower() in VIDEO_SUFFIXES
+        path = out / (f"{file.stem}.mp4" if is_video else picture_name(file))
+        while path in paths.values() and file not in paths:
+            path = path.with_name(f"{file.resolve().parent.name}_{path.name}")
+        if path.resolve() == file.resolve():
+            raise UserError(f"{path} would be overwritten by its own result: choose another --out")
+        paths.setdefault(file, path)
+    return paths
 
 
 def write_results(results: list[dict], out: Path, threshold: float) -> None:
@@ -152,6 +171,8 @@ def write_coco_results(results: Iterable[dict], json_file: str, path: Path) -> N
     """
     content = read_json(json_file)
     images = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
+    if len(images) < len(content["images"]):
+        raise UserError(f"{json_file}: images in different folders share a name, which tells no id")
     categories = {c["name"]: c["id"] for c in content["categories"]}
     records = []
     for result in results:

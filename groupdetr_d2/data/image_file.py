@@ -48,11 +48,14 @@ def read_array(path: str | Path, image_format: str) -> np.ndarray:
     """
     with Path(path).open("rb") as file, Image.open(file) as image:
         image.load()
-        exif = image.getexif()
+        try:
+            orientation = image.getexif().get(ORIENTATION, 0)
+        except Exception:  # a broken tag is no broken picture
+            orientation = 0
         picture: Image.Image = image
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             picture = Image.fromarray(_eight_bits(np.asarray(image)))
-        method = TURNS.get(exif.get(ORIENTATION, 0))
+        method = TURNS.get(orientation)
         turned = picture if method is None else picture.transpose(method)
         return convert_PIL_to_numpy(turned, image_format)
 

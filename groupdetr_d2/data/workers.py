@@ -1,6 +1,7 @@
 """What can happen to the processes that load data, and what is said about it."""
 
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -25,7 +26,9 @@ def leave_signals_to_parent(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_exit_when_told, args=(os.getppid(),), daemon=True).start()
+    process = multiprocessing.parent_process()
+    parent = (process and process.pid) or os.getppid()
+    threading.Thread(target=_exit_when_told, args=(parent,), daemon=True).start()
 
 
 def _exit_when_told(parent: int) -> None:

@@ -1,6 +1,7 @@
 """When a training writes its state."""
 
 import logging
+from pathlib import Path
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -34,6 +35,15 @@ class CheckpointHook(HookBase):
             max_iter=self.trainer.max_iter,
             max_to_keep=self.keep or None,
         )
+        if comm.is_main_process():
+            for file in reversed(self.checkpointer.resumable_files()):
+                self._remember(file)
+
+    def _remember(self, file: str):
+        """Numbered checkpoints of earlier attempts are among those of which the last are kept."""
+        known = self.periodic.recent_checkpoints
+        if Path(file).stem.removeprefix("model_").isdigit() and file not in known:
+            known.append(file)
 
     def after_step(self):
         """
@@ -45,8 +55,10 @@ class CheckpointHook(HookBase):
         if comm.is_main_process():
             self._save_if_due(iteration)
         if self.trainer.stop_signal:
-            self.save_now(iteration)
-            comm.synchronize()  # who is ready first must not end the others
+            try:
+                self.save_now(iteration)
+            finally:
+                comm.synchronize()  # who is ready first must not end the others
             raise Interrupted(self.trainer.stop_signal)
 
     def _save_if_due(self, iteration: int):
@@ -60,4 +72,7 @@ class CheckpointHook(HookBase):
     def save_now(self, iteration: int):
         """The state after `iteration`, to resume from."""
         if comm.is_main_process():
-            self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            name = f"model_{iteration:07d}"
+            with self.trainer.signals.held():  # the others end sooner, and the launcher with them
+                self.checkpointer.save(name, iteration=iteration)
+            self._remember(self.checkpointer.get_checkpoint_file())

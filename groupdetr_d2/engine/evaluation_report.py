@@ -111,12 +111,14 @@ def per_class_rows(evaluation: Evaluation, results: dict) -> list[dict]:
         precision, recall, f1 = curves.at(evaluation.threshold)
         is_all = curves is evaluation.together
         values = [c.average_precision for c in evaluation.by_class if c.num_objects]
+        # of a single class COCO's evaluator gives no number of its own
+        key = "AP" if is_all or len(evaluation.names) == 1 else f"AP-{name}"
         ap50 = 100 * (np.mean(values) if values else np.nan) if is_all else None
         rows.append(
             {
                 "class": name,
                 "objects": curves.num_objects,
-                "AP": float(results.get("AP" if is_all else f"AP-{name}", np.nan)),
+                "AP": float(results.get(key, np.nan)),
                 "AP50": float(100 * curves.average_precision if ap50 is None else ap50),
                 "precision": precision,
                 "recall": recall,

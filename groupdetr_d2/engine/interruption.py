@@ -35,7 +35,8 @@ class StopSignals:
     """
 
     def __init__(self):
-        self.received, self._time, self._is_at_once = 0, 0.0, False
+        self.received, self._time = 0, 0.0
+        self._is_at_once = self._is_held = False
         self._previous: dict = {}
 
     def __enter__(self) -> "StopSignals":
@@ -62,8 +63,20 @@ class StopSignals:
         finally:
             self._is_at_once = False
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, signals are remembered alone: for what must be finished."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+
     def _receive(self, number: int, frame):
         now = time.monotonic()
+        if self._is_held:
+            self.received = self.received or number
+            return
         if self.received and now - self._time > REPEATED_AFTER:
             raise KeyboardInterrupt
         if not self.received:

@@ -56,20 +56,22 @@ class ReportHook(HookBase):
         evaluation = self.trainer.last_evaluation
         if results:
             logger.info("results on %s:\n%s", self.cfg.DATASETS.TEST[0], format_results(results))
-        if evaluation:
+        has_ended = self.trainer.iter >= self.trainer.max_iter  # else a final file is of before
+        if evaluation and has_ended:
             store_threshold(self.folder / "model_final.pth", evaluation.threshold)
-        commands = next_commands(self.cfg)
+        commands = next_commands(self.cfg, has_ended)
         write_report(self.cfg, evaluation, results, commands)
         files = "report.html (everything in one page), its pictures, per_class.csv, metrics.json"
         logger.info("done; %s holds %s. To\n%s", self.folder, files, commands)
 
 
-def next_commands(cfg) -> str:
+def next_commands(cfg, has_ended: bool = True) -> str:
     """How to evaluate, continue and predict."""
     folder = shlex.quote(cfg.OUTPUT_DIR)
     python = sys.executable
     train = f"{python} train_net.py --config-file {folder}/config.yaml"
-    own = [Path(cfg.OUTPUT_DIR) / name for name in ("model_final.pth", "model_best.pth")]
+    names = ("model_final.pth", "model_best.pth")[0 if has_ended else 1 :]
+    own = [Path(cfg.OUTPUT_DIR) / name for name in names]
     found = next(filter(Path.is_file, own), cfg.MODEL.WEIGHTS)  # the latter after --eval-only
     weights = shlex.quote(str(found))
     sample = "IMAGE.jpg"

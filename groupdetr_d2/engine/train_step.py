@@ -119,6 +119,7 @@ class TrainStep(SimpleTrainer):
             torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
         *agreed, is_bad, number = torch.cat([values, told]).cpu().unbind()
         self.stop_signal = int(number)
+        self.signals.received = self.signals.received or self.stop_signal
         return agreed, bool(is_bad)
 
     def _leave_out(self, what: str):

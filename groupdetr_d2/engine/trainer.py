@@ -100,6 +100,10 @@ class Trainer(DefaultTrainer):
                     hook.report()
         return getattr(self, "_last_eval_results", None)
 
+    def state_dict(self):
+        """After the last iteration the counter stands one further, which is not to be resumed."""
+        return {**super().state_dict(), "iteration": min(self.iter, self.max_iter - 1)}
+
     @property
     def stop_signal(self) -> int:
         """The signal that asks to stop after this iteration, the same in every process; or 0."""

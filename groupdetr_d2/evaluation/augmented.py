@@ -72,4 +72,4 @@ def build_evaluated_model(cfg, model: SetPredictor) -> nn.Module:
     if not aug.ENABLED:
         return model
     sizes = tuple(aug.MIN_SIZES)
-    return AugmentedModel(model, min_sizes=sizes, max_size=aug.MAX_SIZE, flip=aug.FLIP).eval()
+    return AugmentedModel(model, min_sizes=sizes, max_size=aug.MAX_SIZE, flip=aug.FLIP)

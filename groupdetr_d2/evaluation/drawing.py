@@ -66,7 +66,10 @@ def read_metrics(folder: Path) -> list[dict]:
     by_iteration: dict[int, dict] = {}
     path = folder / "metrics.json"
     for line in path.read_text().splitlines() if path.is_file() else ():
-        record = json.loads(line)
+        try:
+            record = json.loads(line)
+        except ValueError:  # half a line: the training was killed, or is writing it
+            continue
         by_iteration.setdefault(record["iteration"], {}).update(record)
     return [by_iteration[i] for i in sorted(by_iteration)]
 
