@@ -79,6 +79,24 @@ def test_a_swin_classifier_is_loaded_as_the_backbone(tmp_path):
         assert torch.equal(model.backbone.state_dict()[key], value), key
 
 
+def test_a_torchvision_resnet_is_loaded_as_the_backbone(tmp_path):
+    """All of it, and the features are those of torchvision's model."""
+    from torchvision.models import resnet50
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    torch.manual_seed(0)
+    reference = resnet50().eval()
+    torch.save(reference.state_dict(), tmp_path / "resnet50.pth")
+    config = "configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml"
+    model = build_model(build_config(str(ROOT / config), SHRINK)).eval()
+    GroupCheckpointer(model).load(str(tmp_path / "resnet50.pth"))
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = create_feature_extractor(reference, ["layer4"])(image)["layer4"]
+        found = model.backbone(image)["res5"]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
 def test_an_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     model = small_model()
     path = save(model, tmp_path)

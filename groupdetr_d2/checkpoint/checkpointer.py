@@ -18,6 +18,7 @@ from .files import (
 )
 from .fitting import fit_state_dict
 from .loading_report import report_loading
+from .official import resnet_key
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +124,8 @@ class GroupCheckpointer(DetectionCheckpointer):
         if "model_state" in loaded["model"]:  # pycls's .pyth
             model = loaded["model"]["model_state"]
             return {"model": model, "__author__": "pycls", "matching_heuristics": True}
+        if "layer1.0.conv1.weight" in loaded["model"]:
+            loaded["model"] = _torchvision_backbone(loaded["model"])
         if "patch_embed.proj.weight" in loaded["model"]:
             loaded["model"] = _swin_backbone(loaded["model"])
         return loaded
@@ -152,6 +155,14 @@ def _detectron2_content(content: dict) -> dict:
     blobs = content.get("blobs", content)
     model = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
     return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _torchvision_backbone(model: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A ResNet in torchvision's names as Detectron2's backbone: without its classifier."""
+    names = {name: resnet_key(f"backbone.0.body.{name}") for name in model if name[:3] != "fc."}
+    renamed = {new: model[name] for name, new in names.items() if new}
+    logger.info("a torchvision ResNet's checkpoint: %d tensors for the backbone", len(renamed))
+    return renamed
 
 
 def _swin_backbone(model: dict[str, Tensor]) -> dict[str, Tensor]:
