@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from groupdetr_d2.analysis import attention_figure, runs, stability, sweep
+from groupdetr_d2.analysis import attention_figure, results_file, runs, stability, sweep
 from groupdetr_d2.analysis.convergence import is_baseline
 from groupdetr_d2.analysis.duplicates import boxes_per_object
 from groupdetr_d2.analysis.query_figure import spread_of
@@ -299,6 +300,21 @@ def test_a_mistake_in_a_sweep_shows_before_the_first_training(tmp_path):
 
 def make_job(config, *opts, seed=0):
     return sweep.Job("K = 1", str(config), tuple(map(str, opts)), seed)
+
+
+def test_a_record_names_the_versions_and_the_machine(monkeypatch, tmp_path):
+    """Detectron2's distribution may have another name; a processor need not have one."""
+    listed = tmp_path / "cpuinfo"
+    listed.write_text("processor\t: 0\nmodel name\t: Abacus 3000\n")
+    monkeypatch.setattr(results_file, "PROCESSORS", listed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert results_file.describe_machine() == f"{os.cpu_count()} cores, Abacus 3000"
+    listed.unlink()
+    assert results_file.describe_machine().endswith(f"cores, {platform.machine()}")
+    monkeypatch.setitem(sys.modules, "abacus", SimpleNamespace(__version__="3.0"))
+    assert results_file.version_of("abacus") == "3.0"
+    assert results_file.version_of("slide_rule") == "unknown"
+    assert results_file.version_of("torch").startswith(torch.__version__.partition("+")[0])
 
 
 def test_a_training_is_the_same_on_another_machine_and_another_one_with_other_options(tmp_path):

@@ -1,10 +1,12 @@
 """Deformable attention: every implementation against the formula, and each other."""
 
+import importlib.util
 import logging
 import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,3 +181,19 @@ def test_the_implementation_is_named_once_in_the_log(caplog, monkeypatch):
     with pytest.raises(ValueError, match="'fastest'; it can be one of reference, sparse, triton"):
         deform_sampling.sample_levels(value, SHAPES, *rest)
     deform_sampling.choose.cache_clear()
+
+
+def test_where_triton_does_not_compile_plain_pytorch_is_used(caplog, monkeypatch):
+    """As in a container without a C compiler."""
+
+    def no_compiler(*_):
+        raise RuntimeError("Failed to find C compiler")
+
+    kernels = SimpleNamespace(sample_levels=deform_sampling.reference)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda x: x)
+    monkeypatch.setattr(deform_sampling, "_triton", lambda: kernels)
+    assert deform_sampling.fastest("cuda") == "triton" and not caplog.messages
+    kernels.sample_levels = no_compiler
+    assert deform_sampling.fastest("cuda") == "reference"
+    assert "Failed to find C compiler" in caplog.text and "apt install gcc" in caplog.text

@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import re
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -11,22 +13,30 @@ import torch
 from ..errors import UserError
 
 PACKAGES = ("torch", "torchvision", "numpy", "detectron2")
+PROCESSORS = Path("/proc/cpuinfo")
 FIELDS = ("label", "config", "opts", "seed", "AP")
 
 
 def version_of(name: str) -> str:
-    """Of an installed distribution."""
+    """Of an installed package, whatever its distribution is called."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "unknown"
+        return getattr(sys.modules.get(name), "__version__", "unknown")
 
 
 def describe_machine() -> str:
-    """The GPU, or the kind of processor and the number of its cores."""
+    """The GPU, or the number of cores and their kind."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} cores, {platform.machine()}"
+    return f"{os.cpu_count()} cores, {_processor()}"
+
+
+def _processor() -> str:
+    """Its name, where the system tells it; else the architecture."""
+    known = PROCESSORS.read_text() if PROCESSORS.is_file() else ""
+    names = re.findall(r"model name\s*:\s*(.+)", known)
+    return names[0].strip() if names else platform.machine()
 
 
 def load_results(path: Path) -> dict:

@@ -190,7 +190,7 @@ def make_record(job: Job, run: Run, threads: int) -> dict:
         "seconds_per_iteration": run.seconds,
         "versions": {name: version_of(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "machine": f"{describe_machine()}, {threads} threads a training",
+        "machine": f"{describe_machine()}, {threads} thread{'s' * (threads > 1)} a training",
         "date": datetime.date.today().isoformat(),
     }
 

@@ -84,9 +84,29 @@ def fastest(device_type: str) -> str:
     """The name of the fastest implementation that works here."""
     if device_type == "cpu" and deform_sampling_sparse.is_available():
         return "sparse"
-    if device_type == "cuda" and importlib.util.find_spec("triton") is not None:
+    if device_type == "cuda" and importlib.util.find_spec("triton") is not None and triton_works():
         return "triton"
     return "reference"
+
+
+def triton_works() -> bool:
+    """Whether a small sampling compiles and runs here; it needs a C compiler, for instance."""
+    value, locations = torch.ones(1, 1, 1, 4), torch.full((1, 1, 1, 1, 1, 2), 0.5)
+    weights = torch.ones(1, 1, 1, 1, 1)
+    try:
+        inputs = [x.cuda().requires_grad_() for x in (value, locations, weights)]
+        with torch.enable_grad():
+            _triton().sample_levels(inputs[0], ((1, 1),), *inputs[1:]).sum().backward()
+    except Exception as error:
+        logger.warning(
+            "deformable attention: Triton does not work here (%s: %s), so that plain PyTorch is "
+            "used, which takes longer and more memory. Triton needs a C compiler (apt install gcc) "
+            "and a writable folder (TRITON_CACHE_DIR)",
+            type(error).__name__,
+            " ".join(str(error).split())[:300],
+        )
+        return False
+    return True
 
 
 def _triton():
