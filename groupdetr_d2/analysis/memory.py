@@ -68,7 +68,8 @@ def draw(rows: list[dict], path: Path) -> None:
     for i, (name, num_groups) in enumerate(cases):
         values = [r["peak MiB"] for r in rows if (r["attention"], r["K"]) == (name, num_groups)]
         offset = (i - (len(cases) - 1) / 2) * 0.8 / len(cases)
-        colour = "0.7" if name == "attention maps" else f"C{i}"
+        grey = f"{0.85 - 0.5 * i / len(cases):.2f}"
+        colour = grey if name == "attention maps" else f"C{i}"
         bars = axes.bar(
             places + offset,
             values,
