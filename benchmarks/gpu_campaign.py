@@ -3,11 +3,13 @@
     python benchmarks/gpu_campaign.py --results docs/results/gpu.json [--minutes 9] [--only cost]
     python benchmarks/gpu_campaign.py --results docs/results/gpu.json --report docs/results.md
 
-Five kinds of tasks, each recorded when it is done and then not repeated:
+Six kinds of tasks, each recorded when it is done and then not repeated; what failed or took longer
+than --task-minutes is tried again after what has not been tried:
 
 - sampling: the kernels of deformable attention against the reference;
-- correctness: every model on the GPU against the CPU, in float32 and bfloat16, and training steps;
-- cost: time and memory of a training step at K = 1 and 11, 800 x 1333, batch 2;
+- correctness: every model on the GPU against the CPU in float32, the GPU in float32 and bfloat16
+  (and the CPU in bfloat16, for what rounding alone does), and training steps;
+- cost, bfloat16_cost: time and memory of a training step at K = 1 and 11, 800 x 1333, batch 2;
 - evaluation: time of an image at K = 1 and 11;
 - training: K = 1 against 11 on generated images of 256 pixels; with --data on blood cells too,
   from an ImageNet ResNet-50; through `analyze sweep`; an interrupted training is resumed.
@@ -19,6 +21,7 @@ No network is needed. --data is a folder with bccd/{annotations,images} and weig
 import argparse
 import copy
 import datetime
+import functools
 import json
 import os
 import re
@@ -42,6 +45,7 @@ from groupdetr_d2.layers import deform_sampling
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = (1, 11)
 CLOSE = {"float32": 2e-3, "bfloat16": 1e-1}  # largest difference of outputs that counts as equal
+ROUNDED = "bfloat16 on the CPU"
 MARKS = ("<!-- gpu: begin -->", "<!-- gpu: end -->")
 MISSING = "not yet measured"
 
@@ -53,9 +57,9 @@ def settings(name: str, args: argparse.Namespace, num_groups: int):
     return build_config(str(CONFIGS / config), [*opts, "MODEL.WEIGHTS", ""])
 
 
-def check_correctness(name: str, args: argparse.Namespace) -> dict:
+def check_correctness(name: str, args: argparse.Namespace, _: dict) -> dict:
     """In a process of its own: a fault in a kernel spoils all that the process does later."""
-    return run_apart(_compare, name, args)
+    return run_apart(_compare, name, args, limit=60 * args.task_minutes)
 
 
 def _compare(name: str, args: argparse.Namespace) -> dict:
@@ -77,16 +81,18 @@ def _compare(name: str, args: argparse.Namespace) -> dict:
         device_model = copy.deepcopy(model).to(args.device)
         found = outputs_and_gradient(device_model, batch, dtype)
         result[f"{precision}: equal outputs"] = share_of_equals(expected[0], found[0], precision)
-        cosines = {
-            key: torch.cosine_similarity(x, found[1][key], dim=0).item()
-            for key, x in expected[1].items()
-            if x.norm() > 1e-6
-        }
-        worst = min(cosines, key=cosines.get)
-        result[f"{precision}: lowest cosine of a gradient"] = cosines[worst]
-        result[f"{precision}: of"] = worst
+        result[f"{precision}: error of gradients"] = error_of(expected[1], found[1])
         result[f"{precision}: finite step"] = takes_a_step(cfg, device_model, batch, dtype)
+    rounded = outputs_and_gradient(model, batch, torch.bfloat16)
+    result[f"{ROUNDED}: equal outputs"] = share_of_equals(expected[0], rounded[0], "bfloat16")
+    result[f"{ROUNDED}: error of gradients"] = error_of(expected[1], rounded[1])
     return result
+
+
+def error_of(expected: dict, found: dict) -> float:
+    """The norm of the difference over the expected one's, of all gradients; NaN if one is."""
+    difference = sum((x - found[name]).square().sum() for name, x in expected.items())
+    return (difference / sum(x.square().sum() for x in expected.values())).sqrt().item()
 
 
 def share_of_equals(expected: torch.Tensor, found: torch.Tensor, precision: str) -> float:
@@ -146,17 +152,29 @@ def check_sampling(args: argparse.Namespace) -> dict:
             out.float().square().sum().backward()
             outputs.append([out.float(), value.grad, locations.grad, weights.grad])
         for part, a, b in zip(("output", "value", "location", "weight"), *outputs, strict=True):
-            cosine = torch.cosine_similarity(a.flatten(), b.flatten(), dim=0)
-            result[f"{part}, {dtype}".replace("torch.", "")] = cosine.item()
+            error = error_of({part: a.double()}, {part: b.double()})
+            result[f"{part}, {dtype}".replace("torch.", "")] = error
     return result
 
 
-def measure_cost(name: str, args: argparse.Namespace, *, training: bool = True) -> dict:
-    """Seconds and peak memory at every K, each in a process of its own."""
-    result = {}
-    for num_groups in GROUPS:
-        cost = run_apart(_cost, name, args, num_groups, training)
-        result[f"K = {num_groups}"] = {
+def measure_cost(name: str, args: argparse.Namespace, known: dict, how: str = "training") -> dict:
+    """Seconds and peak memory at every K, each in a process of its own.
+
+    Args:
+        known: an earlier result, in which a K may be missing.
+        how: training, bfloat16 (training too) or inference.
+    """
+    result = {"error": None}
+    for key, num_groups in ((f"K = {k}", k) for k in GROUPS):
+        if key in known:
+            result[key] = known[key]
+            continue
+        try:
+            cost = run_apart(_cost, name, args, num_groups, how, limit=60 * args.task_minutes)
+        except Exception as error:  # the other K may fit
+            result["error"] = describe(error)
+            continue
+        result[key] = {
             "seconds": cost["seconds"],
             "peak MiB": cost["peak_mib"],
             "shares": cost["shares"],
@@ -164,23 +182,26 @@ def measure_cost(name: str, args: argparse.Namespace, *, training: bool = True) 
     return result
 
 
-def _cost(name: str, args: argparse.Namespace, num_groups: int, training: bool) -> dict:
-    cfg = settings(name, args, num_groups)
+def describe(error: Exception) -> str:
+    """In a line of the results."""
+    return f"{type(error).__name__}: {str(error)[:500]}"
+
+
+def _cost(name: str, args: argparse.Namespace, num_groups: int, how: str) -> dict:
+    cfg, training = settings(name, args, num_groups), how != "inference"
+    if how == "bfloat16":
+        cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, "bfloat16"
     batch_size = 2 if training else 1
     size = tuple(args.image_size)
     return measure_step(cfg, size, batch_size, num_objects=7, steps=args.steps, training=training)
 
 
-def measure_evaluation(name: str, args: argparse.Namespace) -> dict:
-    """The same of inference."""
-    return measure_cost(name, args, training=False)
-
-
 TASKS = {
-    "sampling": lambda _, args: run_apart(check_sampling, args),
+    "sampling": lambda _, args, __: run_apart(check_sampling, args, limit=60 * args.task_minutes),
     "correctness": check_correctness,
     "cost": measure_cost,
-    "evaluation": measure_evaluation,
+    "bfloat16_cost": functools.partial(measure_cost, how="bfloat16"),
+    "evaluation": functools.partial(measure_cost, how="inference"),
 }
 
 KINDS = [*TASKS, "training"]
@@ -192,14 +213,15 @@ def run_missing(args: argparse.Namespace, results: dict) -> None:
     wanted = [(k, name) for k in TASKS if k in args.only and k != "sampling" for name in MODELS]
     if "sampling" in args.only:
         wanted.insert(0, ("sampling", deform_sampling.fastest(args.device)))
+    wanted.sort(key=lambda task: task[1] in results.get(task[0], {}))  # what failed comes last
     for kind, name in wanted:
-        is_done = results.get(kind, {}).get(name, {"error": "missing"})["error"] is None
-        if is_done or time.monotonic() > end:
+        known = results.get(kind, {}).get(name, {"error": "missing"})
+        if known["error"] is None or time.monotonic() > end:
             continue
         try:
-            record = {**TASKS[kind](name, args), "error": None}
+            record = {"error": None, **TASKS[kind](name, args, known)}
         except Exception as error:  # one model's fault is a finding, not the campaign's end
-            record = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
+            record = {"error": describe(error)}
         record["machine"] = describe_machine()
         record["versions"] = {package: version_of(package) for package in PACKAGES}
         record["date"] = datetime.date.today().isoformat()
@@ -268,17 +290,21 @@ def write_json(path: Path, results: dict) -> None:
 
 def report(results: dict, trainings: list[Run]) -> str:
     """The tables of docs/results.md."""
-    lines = ["| model | float32: equal queries | lowest cosine of a gradient | bfloat16: equal "]
-    lines[0] += "queries | lowest cosine | steps |"
+    lines = ["| model | float32: equal queries | error of gradients | bfloat16: equal queries "]
+    lines[0] += "(the CPU's) | error of gradients (the CPU's) | steps |"
     lines.append("|---|---|---|---|---|---|")
     for name in MODELS:
         found = results.get("correctness", {}).get(name)
         lines.append(f"| {name} | {' | '.join(_correctness_cells(found))} |")
     for name, found in results.get("sampling", {}).items():
-        lowest = min(x for x in found.values() if isinstance(x, float)) if not found["error"] else 0
-        text = found["error"] or f"lowest cosine with the reference's values {lowest:.6f}"
+        errors = torch.tensor([x for x in found.values() if isinstance(x, float)])
+        text = found["error"] or f"relative error of its values at most {errors.max().item():.1e}"
         lines += ["", f"Sampling of deformable attention by {name}: {text}."]
-    for kind, title in (("cost", "training step"), ("evaluation", "inference")):
+    for kind, title in (
+        ("cost", "training step, float32"),
+        ("bfloat16_cost", "training step, bfloat16"),
+        ("evaluation", "inference"),
+    ):
         lines += ["", f"| {title} | s, K = 1 | s, K = 11 | ratio | MiB, K = 1 | MiB, K = 11 |"]
         lines.append("|---|---|---|---|---|---|")
         for name in MODELS:
@@ -300,25 +326,24 @@ def report(results: dict, trainings: list[Run]) -> str:
 def _correctness_cells(found: dict | None) -> list[str]:
     if found is None or found["error"]:
         return [found["error"].split(":")[0] if found else MISSING] * 5
-    cells = []
-    for precision in CLOSE:
-        cells.append(f"{100 * found[f'{precision}: equal outputs']:.1f} %")
-        cells.append(f"{found[f'{precision}: lowest cosine of a gradient']:.5f}")
+    kinds = (*CLOSE, ROUNDED)
+    equal = {kind: f"{100 * found[f'{kind}: equal outputs']:.1f} %" for kind in kinds}
+    error = {kind: f"{found[f'{kind}: error of gradients']:.1e}" for kind in kinds}
+    cells = [equal["float32"], error["float32"]]
+    cells += [f"{x['bfloat16']} ({x[ROUNDED]})" for x in (equal, error)]
     steps = all(found[f"{precision}: finite step"] for precision in CLOSE)
     return [*cells, "finite" if steps else "not finite"]
 
 
 def _cost_cells(found: dict | None) -> list[str]:
-    if found is None or found["error"]:
-        return [found["error"].split(":")[0] if found else MISSING] * 5
-    one, many = (found[f"K = {k}"] for k in GROUPS)
-    return [
-        f"{one['seconds']:.3f}",
-        f"{many['seconds']:.3f}",
-        f"{many['seconds'] / one['seconds']:.2f}",
-        f"{one['peak MiB']:.0f}",
-        f"{many['peak MiB']:.0f}",
-    ]
+    if found is None:
+        return [MISSING] * 5
+    failed = (found["error"] or "").split(":")[0]
+    costs = [found.get(f"K = {k}") for k in GROUPS]
+    seconds = [f"{cost['seconds']:.3f}" if cost else failed for cost in costs]
+    memory = [f"{cost['peak MiB']:.0f}" if cost else failed for cost in costs]
+    ratio = f"{costs[1]['seconds'] / costs[0]['seconds']:.2f}" if all(costs) else failed
+    return [*seconds, ratio, *memory]
 
 
 def insert_report(path: Path, text: str) -> None:
@@ -336,6 +361,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, required=True, help="JSON that is added to")
     parser.add_argument("--minutes", type=float, default=9, help="no task begins after so long")
+    parser.add_argument("--task-minutes", type=float, default=4, help="a task is ended then")
     parser.add_argument("--only", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--out", type=Path, default=Path("output/gpu_campaign"))
     parser.add_argument("--data", type=Path, help="folder with bccd/ and weights/")

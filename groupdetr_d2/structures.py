@@ -7,7 +7,7 @@ matched pairs of the whole batch in one decoder layer.
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -22,7 +22,14 @@ def sizes_of(shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return torch.stack([like.new_full((), n) for h, w in shapes for n in (w, h)]).view(-1, 2)
-    return like.new_tensor([(w, h) for h, w in shapes])
+    return _sizes(shapes, like.dtype, like.device)
+
+
+@lru_cache(maxsize=1024)
+def _sizes(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kept, since a copy to a GPU waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor([(w, h) for h, w in shapes], dtype=dtype, device=device)
 
 
 @dataclass

@@ -262,6 +262,13 @@ def test_a_sweep_runs_what_is_missing_and_resumes(tmp_path, monkeypatch, capsys)
     results = tmp_path / "deep" / "results.json"
     key = ["--config-file", config, "--key", "MODEL.DETR.NUM_GROUPS", "--values", 1, 3]
     arguments = [*key, "--seeds", 0, 1, "--results", results]
+    fails.add("1")
+    main(["sweep", *map(str, arguments), "--minutes", "0", "--out", str(tmp_path)])
+    assert "no training has finished in 0 minutes" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no training of the sweep has finished"):
+        main(["sweep", *map(str, arguments), "--minutes", "9", "--out", str(tmp_path)])
+    fails.remove("1")
+    started.clear()
     text, _ = analyze(capsys, "sweep", tmp_path, *arguments)
     assert len(started) == 4 and "not finished: NUM_GROUPS 3 (seed 0), NUM_GROUPS 3" in text
     fails.clear()
@@ -365,6 +372,11 @@ def test_what_a_sweep_cannot_add_to_is_named_before_the_first_training(tmp_path)
 def test_a_measuring_process_that_is_killed_is_an_error():
     with pytest.raises(UserError, match="was killed, probably for want of memory"):
         run_apart(abort)
+
+
+def test_a_measuring_process_that_hangs_is_killed():
+    with pytest.raises(UserError, match="took more than 2 s"):
+        run_apart(time.sleep, 600, limit=2)
 
 
 def abort():

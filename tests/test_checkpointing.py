@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
+
+from groupdetr_d2.layers import recompute
 
 from .conftest import make_batch, small_model
 
@@ -31,6 +34,20 @@ def test_losses_and_gradients_are_identical(config):
     assert all(torch.equal(losses[name], again[name]) for name in losses)
     for name, gradient in gradients.items():
         assert torch.equal(gradient, same[name]), name
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_gpu_draws_its_random_numbers_again(config, monkeypatch):
+    """PyTorch keeps the random state of devices that it sees among arguments which are tensors."""
+    calls = []
+
+    def spy(function, *args, **kwargs):
+        calls.append([x.device.type for x in args if isinstance(x, torch.Tensor)])
+        return checkpoint(function, *args, **kwargs)
+
+    monkeypatch.setattr(recompute, "checkpoint", spy)
+    losses_and_gradients(config, checkpointing=True)
+    assert calls and all("cpu" in devices for devices in calls)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from groupdetr_d2.layers import deform_sampling, deform_sampling_sparse
 from groupdetr_d2.layers.ms_deform_attn import MSDeformAttn
@@ -92,14 +93,26 @@ def test_a_location_that_is_no_number_does_not_read_elsewhere():
     assert torch.equal(found, expected)
 
 
+def one_sample():
+    """In the middle of the first of four cells."""
+    return torch.ones(1, 4, 1, 4), torch.full((1, 1, 1, 1, 1, 2), 0.25), torch.ones(1, 1, 1, 1, 1)
+
+
 TRITON = """
 import torch
 from groupdetr_d2.layers import deform_sampling
 from groupdetr_d2.layers.deform_sampling_triton import sample_levels
-from tests.test_deform_attn import SHAPES, compare, random_inputs
+from tests.test_deform_attn import SHAPES, compare, one_sample, random_inputs
 device = "cuda" if torch.cuda.is_available() else "cpu"
 for channels, dtype in ((8, torch.float32), (12, torch.float32), (32, torch.bfloat16)):
     compare(sample_levels, random_inputs(torch.float32, channels), dtype, device)
+with torch.inference_mode():  # what is kept from it must serve a training too
+    value, location, weight = (x.to(device) for x in one_sample())
+    sample_levels(value, ((2, 2),), location, weight)
+value, location, weight = (x.to(device) for x in one_sample())
+sample_levels(value.requires_grad_(), ((2, 2),), location, weight).sum().backward()
+assert value.grad[0, 0, 0, 0] == 1
+deform_sampling._check(sample_levels, torch.device(device))
 print("same on", device)
 """
 
@@ -183,17 +196,45 @@ def test_the_implementation_is_named_once_in_the_log(caplog, monkeypatch):
     deform_sampling.choose.cache_clear()
 
 
-def test_where_triton_does_not_compile_plain_pytorch_is_used(caplog, monkeypatch):
+@pytest.fixture
+def kernels(monkeypatch):
+    """Where Triton should be; as if there were a GPU."""
+    found = SimpleNamespace(sample_levels=deform_sampling.reference)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+    monkeypatch.setattr(deform_sampling, "_triton", lambda: found)
+    return found
+
+
+def test_where_triton_does_not_compile_plain_pytorch_is_used(caplog, kernels):
     """As in a container without a C compiler."""
 
     def no_compiler(*_):
         raise RuntimeError("Failed to find C compiler")
 
-    kernels = SimpleNamespace(sample_levels=deform_sampling.reference)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda x: x)
-    monkeypatch.setattr(deform_sampling, "_triton", lambda: kernels)
     assert deform_sampling.fastest("cuda") == "triton" and not caplog.messages
     kernels.sample_levels = no_compiler
     assert deform_sampling.fastest("cuda") == "reference"
     assert "Failed to find C compiler" in caplog.text and "apt install gcc" in caplog.text
+
+
+def test_where_triton_computes_something_else_plain_pytorch_is_used(caplog, kernels):
+    kernels.sample_levels = lambda *x: 1.01 * deform_sampling.reference(*x)
+    assert deform_sampling.fastest("cuda") == "reference"
+    assert "results are not those of plain PyTorch" in caplog.text
+    kernels.sample_levels = lambda *x: float("nan") * deform_sampling.reference(*x)
+    assert deform_sampling.fastest("cuda") == "reference"
+
+
+def test_triton_is_tried_whatever_is_around_the_caller(caplog, kernels):
+    """Recomputation, which counts what is saved for backward; inference mode; autocast."""
+    x, random_state = torch.ones(3, requires_grad=True), torch.get_rng_state()
+
+    def layer(x):
+        assert deform_sampling.fastest("cuda") == "triton"
+        return x.square().exp()
+
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    with torch.inference_mode(), torch.autocast("cpu"):
+        assert deform_sampling.fastest("cuda") == "triton"
+    assert not caplog.messages and torch.equal(torch.get_rng_state(), random_state)

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
@@ -17,21 +17,29 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..engine.launch import keep_freed_memory
 from ..engine.progress import peak_memory_mib
-from ..engine.solver import build_optimizer
+from ..engine.solver import amp_dtype_of, build_optimizer
 from ..errors import UserError
 
 WARM_UP_STEPS = 2
 
 
-def run_apart(function: Callable, *args):
+def run_apart(function: Callable, *args, limit: float | None = None):
     """What `function` returns in a process of its own, so that peaks of memory do not mix.
+
+    Args:
+        limit: seconds after which it is killed.
 
     Raises:
         UserError: the process was killed.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        future = pool.submit(function, *args)
         try:
-            return pool.submit(function, *args).result()
+            if not wait([future], limit).done:
+                for process in multiprocessing.active_children():
+                    process.kill()
+                raise UserError(f"took more than {limit:.0f} s, and was killed")
+            return future.result()
         except BrokenProcessPool as error:
             raise UserError(
                 "the measuring process was killed, probably for want of memory: take smaller "
@@ -134,7 +142,7 @@ def measure_step(
         if i == WARM_UP_STEPS:
             timer.seconds.clear()
         start = time.perf_counter()
-        run_step(model, optimizer, batch, timer)
+        run_step(model, optimizer, batch, timer, amp_dtype_of(cfg))
         durations.append(time.perf_counter() - start)
     durations = durations[WARM_UP_STEPS:]
     total = sum(durations)
@@ -150,14 +158,17 @@ def measure_step(
     }
 
 
-def run_step(model, optimizer, batch: list[dict], timer: PhaseTimer) -> None:
-    """One training step, or one inference if the model is in evaluation."""
+def run_step(
+    model, optimizer, batch: list[dict], timer: PhaseTimer, amp_dtype: torch.dtype | None
+) -> None:
+    """One training step, or one inference, in float32 always, if the model is in evaluation."""
     if not model.training:
         with torch.no_grad(), timer.phase("all"):
             model(batch)
         return
     optimizer.zero_grad()
-    losses = model(batch)
+    with torch.autocast(model.device.type, amp_dtype, enabled=amp_dtype is not None):
+        losses = model(batch)
     timer.seconds["matching"] += model.criterion.match_seconds
     with timer.phase("backward"):
         sum(losses.values()).backward()

@@ -111,6 +111,8 @@ def run(args: argparse.Namespace) -> str:
             raise
     order = {job.identity: i for i, job in enumerate(jobs)}
     runs = [run for run in map(run_of, done["runs"]) if Job.of(run.record).identity in order]
+    if not runs and end is not None and time.monotonic() >= end:
+        return f"no training has finished in {args.minutes:g} minutes; the same command goes on"
     if not runs:
         raise UserError(f"no training of the sweep has finished; see {out}/*/*/output.txt")
     runs.sort(key=lambda run: order[Job.of(run.record).identity])

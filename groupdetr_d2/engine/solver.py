@@ -28,3 +28,8 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=lr, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
+
+
+def amp_dtype_of(cfg) -> torch.dtype | None:
+    """What a training step is autocast to."""
+    return getattr(torch, cfg.SOLVER.AMP.DTYPE) if cfg.SOLVER.AMP.ENABLED else None

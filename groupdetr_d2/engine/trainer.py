@@ -29,7 +29,7 @@ from .interruption import StopSignals
 from .progress import ProgressPrinter
 from .report import ReportHook, evaluate_results_file
 from .run_info import RunInfo
-from .solver import build_optimizer
+from .solver import amp_dtype_of, build_optimizer
 from .train_step import TrainStep
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Trainer(DefaultTrainer):
             None,
             optimizer,
             clip_norm=clip_norm_of(cfg),
-            amp_dtype=getattr(torch, cfg.SOLVER.AMP.DTYPE) if cfg.SOLVER.AMP.ENABLED else None,
+            amp_dtype=amp_dtype_of(cfg),
             seed=cfg.SEED,
             accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
             max_skipped=cfg.DATALOADER.MAX_SKIPPED,

@@ -13,6 +13,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -90,13 +91,15 @@ def fastest(device_type: str) -> str:
 
 
 def triton_works() -> bool:
-    """Whether a small sampling compiles and runs here; it needs a C compiler, for instance."""
-    value, locations = torch.ones(1, 1, 1, 4), torch.full((1, 1, 1, 1, 1, 2), 0.5)
-    weights = torch.ones(1, 1, 1, 1, 1)
+    """Whether the kernels compile here, which takes a C compiler, and agree with `reference`.
+
+    Tried in a thread of its own, where autocast, inference mode and the recomputation of
+    activations around the caller do not reach.
+    """
     try:
-        inputs = [x.cuda().requires_grad_() for x in (value, locations, weights)]
-        with torch.enable_grad():
-            _triton().sample_levels(inputs[0], ((1, 1),), *inputs[1:]).sum().backward()
+        with ThreadPoolExecutor(1) as pool:
+            device = torch.device(torch.cuda.current_device())
+            pool.submit(_check, _triton().sample_levels, device).result()
     except Exception as error:
         logger.warning(
             "deformable attention: Triton does not work here (%s: %s), so that plain PyTorch is "
@@ -107,6 +110,27 @@ def triton_works() -> bool:
         )
         return False
     return True
+
+
+def _check(sample: Callable[..., Tensor], device: torch.device) -> None:
+    """With the heads, channels, levels and points of every published model.
+
+    Raises:
+        ArithmeticError: an output or a gradient is not the reference's.
+    """
+    shapes = ((8, 8), (4, 4), (2, 2), (1, 1))
+    generator = torch.Generator().manual_seed(0)  # a training's random numbers stay as they are
+    sizes = ((1, 85, 8, 32), (1, 16, 8, 4, 4, 2), (1, 16, 8, 4, 4))
+    inputs = [torch.rand(size, generator=generator) for size in sizes]
+    results = []
+    for function in (reference, sample):
+        leaves = [x.detach().to(device).requires_grad_() for x in inputs]
+        out = function(leaves[0], shapes, *leaves[1:])
+        out.square().sum().backward()
+        results.append([out.detach(), *(x.grad for x in leaves)])
+    for expected, found in zip(*results, strict=True):
+        if not (found - expected).norm() <= 1e-3 * expected.norm():
+            raise ArithmeticError("its results are not those of plain PyTorch")
 
 
 def _triton():

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 Shapes = tuple[tuple[int, int], ...]
 BLOCK = 32  # queries of a program
+SIZES = ("num_cells", "num_queries")  # change with every image: not worth compiling anew
 
 
 @triton.jit
@@ -43,7 +44,7 @@ def _read(value_ptr, x, y, height, width, start, live, stride, channel, channels
     return tl.load(value_ptr + offset, mask=mask, other=0.0).to(tl.float32), offset, mask
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _forward(
     value_ptr, location_ptr, weight_ptr, sizes_ptr, out_ptr, num_cells, num_queries,
     heads: tl.constexpr, channels: tl.constexpr, levels: tl.constexpr, points: tl.constexpr,
@@ -78,7 +79,7 @@ def _forward(
     tl.store(out_ptr + out, total.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _backward(
     value_ptr, location_ptr, weight_ptr, sizes_ptr, grad_ptr,
     d_value_ptr, d_location_ptr, d_weight_ptr, num_cells, num_queries,
@@ -119,7 +120,8 @@ def _backward(
                 d_x += product * along_y * (2 * dx - 1)
                 d_y += product * along_x * (2 * dy - 1)
                 d_cells = grad * (weight * along_x * along_y)[:, None]
-                tl.atomic_add(d_value_ptr + first + offset, d_cells, mask=inside)
+                # sums need no order among threads, which by default would be a fence each
+                tl.atomic_add(d_value_ptr + first + offset, d_cells, mask=inside, sem="relaxed")
             tl.store(d_weight_ptr + sample, d_weight, mask=live)
             tl.store(d_location_ptr + 2 * sample, d_x * weight * width, mask=live)
             tl.store(d_location_ptr + 2 * sample + 1, d_y * weight * height, mask=live)
@@ -139,7 +141,8 @@ def _sizes(shapes: Shapes, device: torch.device) -> Tensor:
     for height, width in shapes:
         rows.append([height, width, start])
         start += height * width
-    return torch.tensor(rows, dtype=torch.int32).to(device)
+    with torch.inference_mode(False):  # it is kept, and a training may use it later
+        return torch.tensor(rows, dtype=torch.int32).to(device)
 
 
 class _TritonSampling(torch.autograd.Function):

@@ -33,8 +33,8 @@ def sine_embedding(coords: Tensor, num_feats: int = 128, temperature: float = 10
     Returns:
         (..., D * num_feats) y before x.
     """
-    order = [1, 0, 2, 3][: coords.shape[-1]]
-    angles = at_least_float32(coords)[..., order, None] * 2 * math.pi
+    x, y, *extent = at_least_float32(coords).unbind(-1)
+    angles = torch.stack([y, x, *extent], -1)[..., None] * 2 * math.pi
     return _sines(angles / _frequencies(num_feats, temperature, coords.device)).flatten(-2)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Output = TypeVar("Output")
@@ -15,5 +16,12 @@ def run(layer: Callable[..., Output], *args, recompute: bool) -> Output:
     The random numbers are drawn as before, so that the gradients are the same.
     """
     if recompute and torch.is_grad_enabled():
-        return checkpoint(layer, *args, use_reentrant=False)
+        # of which devices the random state is kept is seen from tensors that are arguments
+        return checkpoint(lambda _, *x: layer(*x), _a_tensor(args), *args, use_reentrant=False)
     return layer(*args)
+
+
+def _a_tensor(args: tuple) -> Tensor:
+    """One of the arguments or of their fields."""
+    values = (value for arg in args for value in (arg, *getattr(arg, "__dict__", {}).values()))
+    return next(value for value in values if isinstance(value, Tensor))

@@ -37,12 +37,11 @@ def top_k_instances(
         per image, `pred_boxes` xyxy in pixels, `scores` and `pred_classes`, best first.
     """
     boxes_xyxy, scores, classes = top_k(logits, boxes, k)
+    scales = boxes_xyxy.new_tensor([(w, h, w, h) for h, w in image_sizes])
     results = []
     for b, (height, width) in enumerate(image_sizes):
         instances = Instances((height, width))
-        instances.pred_boxes = Boxes(
-            boxes_xyxy[b] * boxes_xyxy.new_tensor([width, height, width, height])
-        )
+        instances.pred_boxes = Boxes(boxes_xyxy[b] * scales[b])
         instances.scores = scores[b]
         instances.pred_classes = classes[b]
         results.append(instances)
