@@ -54,6 +54,7 @@ def test_an_image_whose_queries_are_in_another_order_is_equal():
 
 def test_sampling_of_this_device_agrees_with_the_reference():
     found = gpu_campaign.check_sampling(argparse.Namespace(device="cpu"))
+    assert found.pop("implementation") in ("sparse", "reference")
     assert len(found) == 8 and max(found.values()) < 1e-2
 
 
