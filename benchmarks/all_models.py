@@ -24,7 +24,7 @@ MODELS = {
     ],
     "DN-DAB-Deformable-DETR": ["DAB-Deformable-DETR/dn_dab_deformable_detr_R_50_50ep.yaml"],
     "DINO": ["DINO/dino_4scale_R_50_12ep.yaml"],
-    "DINO, CHECKPOINTING": ["DINO/dino_4scale_R_50_12ep.yaml", "MODEL.DETR.CHECKPOINTING", "True"],
+    "DINO, CHECKPOINTING": ["DINO/dino_4scale_R_50_12ep.yaml", "MODEL.DETR.RECOMPUTE", "True"],
 }
 HEAD = (
     "| model | K | step s (min-max) | x time | GFLOP | x FLOP | peak MiB | x memory | matching % |"

@@ -28,9 +28,9 @@ def plain_dropout():
 def plain_attention():
     """One call of PyTorch's attention, whatever the device, head sizes and dropout."""
 
-    def attend(q, k, v, num_heads, barred=None, dropout=0.0):
+    def attend(q, k, v, num_heads, attn_mask=None, dropout=0.0):
         q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-        allowed = None if barred is None else ~barred
+        allowed = None if attn_mask is None else ~attn_mask
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
         return out.transpose(1, 2).flatten(2)
 

@@ -66,7 +66,7 @@ def _add_detr_keys(cfg: CN) -> None:
     # after the projection of backbone features: "" or "GN"
     cfg.MODEL.DETR.PROJECTION_NORM = ""
     # encoder and decoder layers compute their activations anew in backward: less memory, more time
-    cfg.MODEL.DETR.CHECKPOINTING = False
+    cfg.MODEL.DETR.RECOMPUTE = False
 
 
 def _add_loss_keys(cfg: CN) -> None:
@@ -91,24 +91,13 @@ def _add_variant_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.DENOISING.LABEL_NOISE = 0.2
     # largest shift of a box, relative to half its size, and largest change of its size
     cfg.MODEL.DETR.DENOISING.BOX_NOISE = 0.4
-    # DINO's: each target comes with a negative copy, and matched queries keep their content
-    cfg.MODEL.DETR.DENOISING.CONTRASTIVE = False
 
     # deformable attention: points that a query looks at, in each level and head
     cfg.MODEL.DETR.NUM_POINTS = 4
     # deformable_detr: whether each layer moves the boxes
     cfg.MODEL.DETR.BOX_REFINE = True
-    # queries from the encoder's output. "": learned queries; deformable_detr: "objectness";
-    # dab_deformable_detr: "pure" (content from the encoder) or "mixed" (learned content, DINO's)
+    # two-stage models take their queries from the encoder's output; "": learned queries
     cfg.MODEL.DETR.TWO_STAGE = ""
-    # the switches that make DINO of dab_deformable_detr: content scales the positions,
-    cfg.MODEL.DETR.QUERY_SCALE = True
-    # a norm ahead of the heads,
-    cfg.MODEL.DETR.DECODER_NORM = False
-    # one pair of heads for all decoder layers,
-    cfg.MODEL.DETR.SHARED_HEADS = False
-    # and a layer's box loss trains the layer before too
-    cfg.MODEL.DETR.LOOK_FORWARD_TWICE = False
 
     cfg.MODEL.DETR.SAM = CN()
     # SAM-DETR: add SMCA's Gaussians to the attention logits

@@ -92,6 +92,10 @@ class QueryGroups:
         """The index of each group's first query, K numbers."""
         return [k * self.num_queries for k in range(self.num_groups)]
 
+    def numbers(self) -> range:
+        """The numbers of the groups, 0 .. K-1."""
+        return range(self.num_groups)
+
     def normalizer(self, num_targets: float) -> float:
         """The divisor that turns summed losses into a mean over groups (the paper's Eq. 7).
 

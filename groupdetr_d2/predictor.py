@@ -121,7 +121,7 @@ class Predictor:
 
     def _detect_with(self, group: int, inputs: dict) -> Instances:
         groups = self.model.groups.separate()
-        numbers = range(len(groups.offsets()))
+        numbers = groups.numbers()
         if group not in numbers:
             raise UserError(f"group {group} does not exist: the model has 0 .. {numbers[-1]}")
         predictions = self.model.predict([inputs], groups)

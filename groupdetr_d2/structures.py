@@ -6,13 +6,19 @@ reference size (2 point, 3 point in space, 4 box), H classes, T targets of the w
 matched pairs of the whole batch in one decoder layer.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .groups import QueryGroups
+
+Value = TypeVar("Value", bound="Targets | Predictions")
 
 
 def sizes_of(shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
@@ -76,7 +82,7 @@ class Queries:
     content: Tensor  # (B, Q, C)
     reference: Tensor  # (B, Q, D) in [0, 1]
     pos: Tensor | None = None  # (B, Q, C) if learned rather than derived from `reference`
-    attn_mask: Tensor | None = None  # (P+N, P+N) within a group, True where barred
+    attn_mask: Tensor | None = None  # (P+N, P+N) within a group, True where attn_mask
     proposals: "Proposals | None" = None  # where they come from, in two-stage models
 
 
@@ -88,64 +94,87 @@ class QueryPosition:
     sine: Tensor | None = None  # (B, Q, C), concatenated to it in conditional cross-attention
 
 
+def map_tensors(value: Value, fn: Callable[[Tensor], Tensor]) -> Value:
+    """Applies `fn` to each tensor of a dataclass, whatever a task calls its tensors."""
+    found = {f.name: getattr(value, f.name) for f in fields(value)}
+    changed: dict[str, Any] = {k: fn(x) for k, x in found.items() if isinstance(x, Tensor)}
+    return replace(value, **changed)
+
+
 @dataclass
 class Targets:
-    """The objects of a batch, those of all images one after another."""
+    """The objects of a batch, those of all images one after another.
+
+    A task adds tensors of (T, ...); see :class:`groupdetr_d2.losses.box2d.BoxTargets`.
+    """
 
     labels: Tensor  # (T,) in 0 .. H-1
-    boxes: Tensor  # (T, 4) cxcywh in [0, 1] of the unpadded image
-    counts: list[int]  # targets of each image; they add up to T
+    counts: list[int] = field(kw_only=True)  # targets of each image; they add up to T
 
-    def repeated(self, times: int) -> "Targets":
-        """Every image's targets so many times, one set after another."""
+    def of_images(self: Value) -> list[Value]:
+        """The targets of each image by themselves."""
+        ends = accumulate(self.counts)
+        return [
+            replace(map_tensors(self, itemgetter(slice(end - count, end))), counts=[count])
+            for end, count in zip(ends, self.counts, strict=True)
+        ]
+
+    def repeated(self: Value, times: int) -> Value:
+        """The targets with those of each image `times` times, one set after another."""
         if times == 1:
             return self
-        labels = [x.repeat(times) for x in self.labels.split(self.counts)]
-        boxes = [x.repeat(times, 1) for x in self.boxes.split(self.counts)]
-        return Targets(torch.cat(labels), torch.cat(boxes), [times * n for n in self.counts])
+        index = torch.arange(len(self.labels), device=self.labels.device)
+        index = torch.cat([part.repeat(times) for part in index.split(self.counts)])
+        counts = [times * count for count in self.counts]
+        return replace(map_tensors(self, itemgetter(index)), counts=counts)
+
+
+@dataclass
+class Matches:
+    """The matched pairs of queries and targets; every decoder layer has the same number M."""
+
+    image: Tensor  # (M,) index of the image
+    query: Tensor  # (L, M) index on the query axis
+    target: Tensor  # (L, M) index into the batch's T targets
+    # images with a matching cost that was NaN or infinite; their matches are arbitrary
+    non_finite_images: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Predictions:
+    """The outputs of the queries at every decoder layer, last layer last.
+
+    A task adds tensors of (L, B, Q, ...); see :class:`groupdetr_d2.losses.box2d.BoxPredictions`.
+    """
+
+    logits: Tensor  # (L, B, Q, H)
+    # in training, if the model has denoising queries
+    denoised: "Denoised | None" = field(default=None, kw_only=True)
+    # if the model has two stages
+    proposals: "Proposals | None" = field(default=None, kw_only=True)
+
+    def of_image(self: Value, index: int) -> Value:
+        """The predictions on one image, tensors of (L, Q, ...)."""
+        return map_tensors(self, lambda x: x[:, index])
+
+    def of_group(self: Value, index: int, groups: QueryGroups) -> Value:
+        """The predictions of one group's queries, tensors of (L, B, N, ...)."""
+        return map_tensors(self, lambda x: groups.per_group(x, 2)[:, :, index])
 
 
 @dataclass
 class Denoised:
-    """What the denoising queries made of the noised targets that they are.
+    """The predictions of the denoising queries, and the targets that they were made from."""
 
-    Those that `query` does not name are background.
-    """
-
-    logits: Tensor  # (L, B, Q, H)
-    boxes: Tensor  # (L, B, Q, 4)
-    image: Tensor  # (M,) index of the image
-    query: Tensor  # (M,) index on the query axis
-    target: Tensor  # (M,) index into the batch's T targets
+    predictions: Predictions
+    matches: Matches  # fixed by construction; queries that are not in it are background
     repetitions: int  # of each target in a group
 
 
 @dataclass
 class Proposals:
-    """What the first stage of a two-stage model predicts from the encoder's output."""
+    """The predictions of a two-stage model's first stage, from the encoder's output."""
 
-    logits: Tensor  # (1, B, Q, H)
-    boxes: Tensor  # (1, B, Q, 4) cxcywh in [0, 1]
-    groups: QueryGroups  # of Q
+    predictions: Predictions  # L is 1
+    groups: QueryGroups  # how the proposals are divided
     class_agnostic: bool  # whether class 0 stands for any object
-
-
-@dataclass
-class Predictions:
-    """All decoder layers' outputs, last layer last."""
-
-    logits: Tensor  # (L, B, K*N, H)
-    boxes: Tensor  # (L, B, K*N, 4) cxcywh in [0, 1]
-    denoised: Denoised | None = None  # in training, if the model has denoising
-    proposals: Proposals | None = None  # if the model has two stages
-
-
-@dataclass
-class Matches:
-    """Which query answers for which target; every layer has the same number M of pairs."""
-
-    image: Tensor  # (M,) index of the image
-    query: Tensor  # (L, M) index on the query axis
-    target: Tensor  # (L, M) index into the batch's T targets
-    # images some of whose costs were NaN or infinite: their matches mean nothing
-    non_finite_images: list[int] = field(default_factory=list)

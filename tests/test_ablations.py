@@ -11,8 +11,8 @@ from groupdetr_d2.engine.freezing import freeze
 from groupdetr_d2.engine.setup import build_config
 from groupdetr_d2.errors import UserError
 from groupdetr_d2.groups import QueryGroups
-from groupdetr_d2.modeling.meta_arch import build_box_criterion
-from groupdetr_d2.structures import Targets
+from groupdetr_d2.losses.box2d import BoxTargets
+from groupdetr_d2.tasks.boxes import BOXES
 
 from .conftest import ROOT, make_batch, small_config, small_model
 from .test_matching import box_criterion, random_predictions, random_targets
@@ -48,7 +48,7 @@ def test_joint_self_attention_with_denoising_is_refused():
 
 
 def test_repeated_targets_stay_with_their_image():
-    targets = Targets(torch.tensor([5, 6, 7]), torch.rand(3, 4), [1, 0, 2])
+    targets = BoxTargets(torch.tensor([5, 6, 7]), torch.rand(3, 4), counts=[1, 0, 2])
     repeated = targets.repeated(2)
     assert repeated.labels.tolist() == [5, 5, 6, 7, 6, 7] and repeated.counts == [2, 0, 4]
     assert torch.equal(repeated.boxes[4:], targets.boxes[1:])
@@ -74,7 +74,7 @@ def test_a_number_of_matches_below_one_is_an_error():
     cfg = small_config("configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml")
     cfg.MODEL.DETR.MATCHES_PER_TARGET = 0
     with pytest.raises(ValueError, match="MATCHES_PER_TARGET is 0"):
-        build_box_criterion(cfg)
+        BOXES.build_criterion(cfg)
 
 
 @pytest.mark.parametrize(

@@ -120,11 +120,11 @@ def test_a_path_with_a_sign_of_equality_is_a_path(tmp_path):
 def test_fused_attention_equals_attention_with_maps(dropout):
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 7, 8), torch.randn(2, 4, 7, 6)
-    barred = torch.zeros(2, 1, 1, 7, dtype=torch.bool)
-    barred[1, ..., 4:] = True
-    expected = attention.with_maps(q, k, v, barred, dropout)
-    torch.testing.assert_close(attention.fused(q, k, v, barred, dropout), expected)
-    maps = attention.attention_maps(*(x.transpose(1, 2).flatten(2) for x in (q, k)), 4, barred)
+    attn_mask = torch.zeros(2, 1, 1, 7, dtype=torch.bool)
+    attn_mask[1, ..., 4:] = True
+    expected = attention.with_maps(q, k, v, attn_mask, dropout)
+    torch.testing.assert_close(attention.fused(q, k, v, attn_mask, dropout), expected)
+    maps = attention.attention_maps(*(x.transpose(1, 2).flatten(2) for x in (q, k)), 4, attn_mask)
     torch.testing.assert_close(maps @ v, expected)
 
 

@@ -1,4 +1,4 @@
-"""MODEL.DETR.CHECKPOINTING computes activations anew, with identical results."""
+"""MODEL.DETR.RECOMPUTE computes activations anew, with identical results."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ CONFIGS = [
 
 
 def losses_and_gradients(config, checkpointing):
-    opts = ["MODEL.DETR.CHECKPOINTING", checkpointing, "MODEL.DETR.DROPOUT", 0.1]
+    opts = ["MODEL.DETR.RECOMPUTE", checkpointing, "MODEL.DETR.DROPOUT", 0.1]
     model = small_model(2, *opts, config=config)
     torch.manual_seed(1)
     losses = model(make_batch())
@@ -46,7 +46,7 @@ def test_a_gpu_draws_its_random_numbers_again(config, monkeypatch):
         return checkpoint(function, *args, **kwargs)
 
     monkeypatch.setattr(recompute, "checkpoint", spy)
-    losses_and_gradients(config, checkpointing=True)
+    losses_and_gradients(config, recompute=True)
     assert calls and all("cpu" in devices for devices in calls)
 
 
@@ -54,7 +54,7 @@ def test_a_gpu_draws_its_random_numbers_again(config, monkeypatch):
 def test_less_is_kept_for_backward(config):
     kept = []
     for checkpointing in (False, True):
-        model = small_model(2, "MODEL.DETR.CHECKPOINTING", checkpointing, config=config)
+        model = small_model(2, "MODEL.DETR.RECOMPUTE", checkpointing, config=config)
         seen = {}
 
         def pack(x, seen=seen):

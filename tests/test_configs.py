@@ -37,7 +37,8 @@ def distinct_models():
 
 
 def is_two_stage(config):
-    return bool(build_config(str(ROOT / config)).MODEL.DETR.TWO_STAGE)
+    detr = build_config(str(ROOT / config)).MODEL.DETR
+    return bool(detr.TWO_STAGE) or detr.VARIANT == "dino"
 
 
 CONFIGS = all_configs()
@@ -110,6 +111,7 @@ def test_isolation(config, training):
 def tensors_of(predictions):
     """All outputs, (L, B, K * a group's, .)."""
     for part in (predictions, predictions.denoised, predictions.proposals):
+        part = getattr(part, "predictions", part)
         yield from () if part is None else (part.logits, part.boxes)
 
 

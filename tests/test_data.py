@@ -20,6 +20,7 @@ from groupdetr_d2.data.loader import (
 from groupdetr_d2.data.shapes import CLASSES, ShapesSpec, draw_image, generate_shapes
 from groupdetr_d2.engine.setup import build_config, settle_config
 from groupdetr_d2.engine.trainer import load_training_set
+from groupdetr_d2.tasks.boxes import BOXES
 
 from .conftest import small_config
 
@@ -65,9 +66,13 @@ def test_own_data_needs_no_code(tmp_path):
     dicts = load_training_set(cfg)
     assert len(dicts) == 3 and {a["category_id"] for d in dicts for a in d["annotations"]} == {0, 1}
     assert MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes == ["cat", "dog"]
-    batch = next(iter(build_train_loader(cfg, TrainingSet(dicts))))
+    batch = next(
+        iter(build_train_loader(cfg, TrainingSet(dicts), BOXES.build_mapper(cfg, is_train=True)))
+    )
     assert len(batch) == 2 and batch[0]["image"].dtype == torch.uint8
-    assert len(list(build_test_loader(cfg, cfg.DATASETS.TEST[0]))) == 3
+    assert (
+        len(list(build_test_loader(cfg, cfg.DATASETS.TEST[0], BOXES.build_mapper(cfg, False)))) == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,11 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, content):
         else:
             path.write_bytes(content)
     with pytest.raises(ImageReadError, match=r"train_\d.png cannot be used.*Mend or replace"):
-        next(iter(build_train_loader(cfg, TrainingSet(dicts))))
+        next(
+            iter(
+                build_train_loader(cfg, TrainingSet(dicts), BOXES.build_mapper(cfg, is_train=True))
+            )
+        )
 
 
 def test_batches_depend_on_seed_and_iteration_alone(tmp_path):
@@ -181,7 +190,11 @@ def test_batches_depend_on_seed_and_iteration_alone(tmp_path):
     dicts = load_training_set(cfg)
 
     def batches(start, number):
-        loader = iter(build_train_loader(cfg, TrainingSet(dicts), start))
+        loader = iter(
+            build_train_loader(
+                cfg, TrainingSet(dicts), BOXES.build_mapper(cfg, is_train=True), start
+            )
+        )
         return [next(loader) for _ in range(number)]
 
     everything = batches(0, 6)

@@ -9,10 +9,11 @@ from PIL import Image
 from groupdetr_d2.data import workers
 from groupdetr_d2.data.detr_augmentation import build_detr_augmentation
 from groupdetr_d2.data.image_file import ImageReadError, read_bgr
-from groupdetr_d2.data.loader import TrainingSet, build_mapper, build_train_loader
+from groupdetr_d2.data.loader import TrainingSet, build_train_loader
 from groupdetr_d2.engine.launch import report_errors
 from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.errors import UserError
+from groupdetr_d2.tasks.boxes import BOXES
 
 from .test_data import custom_config, write_set
 
@@ -68,7 +69,7 @@ def test_items_are_those_of_detectron2s_mapper(tmp_path):
     augmentations = build_detr_augmentation(cfg, is_train=True)
     reference = DatasetMapper(is_train=True, augmentations=augmentations, image_format="RGB")
     np.random.seed(np.random.SeedSequence([1, 5]).generate_state(4))
-    expected, found = reference(d), build_mapper(cfg, is_train=True)({**d, "draw": 5})
+    expected, found = reference(d), BOXES.build_mapper(cfg, is_train=True)({**d, "draw": 5})
     assert torch.equal(found["image"], expected["image"])
     for name, value in expected["instances"].get_fields().items():
         other = found["instances"].get(name)
@@ -93,7 +94,10 @@ def test_an_image_that_cannot_be_read_is_left_out_if_one_says_so(
     cfg, dicts = broken_set(
         tmp_path, "DATALOADER.ON_ERROR", "skip", broken=1, num_workers=num_workers
     )
-    loader, seen = iter(build_train_loader(cfg, TrainingSet(dicts))), workers.SkippedImages(1)
+    loader, seen = (
+        iter(build_train_loader(cfg, TrainingSet(dicts), BOXES.build_mapper(cfg, is_train=True))),
+        workers.SkippedImages(1),
+    )
     names = set()
     for _ in range(6):
         batch = next(loader)
@@ -106,19 +110,26 @@ def test_an_image_that_cannot_be_read_is_left_out_if_one_says_so(
 
 def test_too_many_images_that_cannot_be_read_end_the_run(tmp_path):
     cfg, dicts = broken_set(tmp_path, "DATALOADER.ON_ERROR", "skip", broken=2)
-    loader, seen = iter(build_train_loader(cfg, TrainingSet(dicts))), workers.SkippedImages(1)
+    loader, seen = (
+        iter(build_train_loader(cfg, TrainingSet(dicts), BOXES.build_mapper(cfg, is_train=True))),
+        workers.SkippedImages(1),
+    )
     with pytest.raises(ImageReadError, match="2 training images.*MAX_SKIPPED .1.: .*check-data"):
         for _ in range(6):
             seen.add(next(loader))
     cfg, dicts = broken_set(tmp_path, "DATALOADER.ON_ERROR", "skip", broken=4)
     with pytest.raises(ImageReadError, match="no image of the data set can be used"):
-        next(iter(build_train_loader(cfg, TrainingSet(dicts))))
+        next(
+            iter(
+                build_train_loader(cfg, TrainingSet(dicts), BOXES.build_mapper(cfg, is_train=True))
+            )
+        )
 
 
 def test_an_unknown_policy_is_named(tmp_path):
     cfg, dicts = broken_set(tmp_path, "DATALOADER.ON_ERROR", "ignore")
     with pytest.raises(UserError, match="'ignore'; it can be raise or skip"):
-        build_train_loader(cfg, TrainingSet(dicts))
+        build_train_loader(cfg, TrainingSet(dicts), BOXES.build_mapper(cfg, is_train=True))
 
 
 class Dying(torch.utils.data.Dataset):

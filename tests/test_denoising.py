@@ -4,16 +4,18 @@ import torch
 from groupdetr_d2.groups import QueryGroups, move_group_to_front
 from groupdetr_d2.layers.box_ops import box_cxcywh_to_xyxy
 from groupdetr_d2.layers.position_encoding import inverse_sigmoid
+from groupdetr_d2.losses.box2d import BoxTargets
 from groupdetr_d2.modeling import denoising
 from groupdetr_d2.modeling.denoising import (
     ContrastiveDenoising,
     LabelDenoising,
     Noise,
     denoising_mask,
-    locate_slots,
+    locate_targets,
 )
 from groupdetr_d2.modeling.meta_arch import LabelError
-from groupdetr_d2.structures import Memory, Queries, Targets
+from groupdetr_d2.modeling.reference_noise import BorderNoise, CenterAndSizeNoise
+from groupdetr_d2.structures import Memory, Queries
 
 from .conftest import make_batch, small_model
 
@@ -31,12 +33,13 @@ def memory_of(batch_size):
 
 def some_targets(counts, num_classes=80):
     boxes = torch.rand(sum(counts), 4) * 0.4 + 0.3
-    return Targets(torch.randint(num_classes, (sum(counts),)), boxes, list(counts))
+    labels = torch.randint(num_classes, (sum(counts),))
+    return BoxTargets(labels, boxes, counts=list(counts))
 
 
 def test_slots_of_two_groups_and_two_repetitions_by_hand():
     """Images with 2 and 1 targets: a repetition is two slots wide, a group has P = 4."""
-    image, slots = locate_slots(some_targets((2, 1)), QueryGroups(N, 2, 4), copies=2)
+    image, slots = locate_targets(some_targets((2, 1)), QueryGroups(N, 2, 4), copies=2)
     assert image.tolist() == [0, 0, 1]
     assert slots.tolist() == [[[0, 1, 0], [2, 3, 2]], [[4, 5, 4], [6, 7, 6]]]
 
@@ -65,11 +68,15 @@ def test_number_of_denoising_queries(counts, wanted, queries):
 def test_noise_stays_in_bounds_at_its_rate_and_leaves_the_targets_alone():
     torch.manual_seed(0)
     part = LabelDenoising(
-        num_classes=10, d_model=32, num_queries=1, label_noise=0.2, box_noise=0.4, eps=1e-3
+        num_classes=10,
+        d_model=32,
+        num_queries=1,
+        label_noise=0.2,
+        reference_noise=CenterAndSizeNoise(0.4, eps=1e-3),
     )
     targets = some_targets((400, 100), num_classes=10)
     before = targets.labels.clone(), targets.boxes.clone()
-    labels, boxes = part.add_noise(targets, Noise.draw((2, 5, 500), torch.device("cpu")))
+    labels, boxes = part.add_noise(targets, Noise.draw((2, 5, 500), 4, torch.device("cpu")))
     assert torch.equal(targets.labels, before[0]) and torch.equal(targets.boxes, before[1])
     changed = (labels != targets.labels).float().mean().item()
     assert abs(changed - 0.2 * 0.9) < 0.02  # one draw in ten gives the label that was there
@@ -83,10 +90,15 @@ def test_noise_stays_in_bounds_at_its_rate_and_leaves_the_targets_alone():
 def test_contrastive_noise_keeps_positives_near_and_moves_negatives_away():
     torch.manual_seed(0)
     part = ContrastiveDenoising(
-        num_classes=10, d_model=32, num_queries=1, label_noise=0.25, box_noise=0.5, eps=1e-3
+        num_classes=10,
+        d_model=32,
+        num_queries=1,
+        label_noise=0.25,
+        reference_noise=BorderNoise(0.5, eps=1e-3),
     )
-    targets = Targets(torch.zeros(300).long(), torch.tensor([[0.5, 0.5, 0.2, 0.4]] * 300), [300])
-    noise = Noise.draw((1, 4, 300), torch.device("cpu"))
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.4]] * 300)
+    targets = BoxTargets(torch.zeros(300).long(), boxes, counts=[300])
+    noise = Noise.draw((1, 4, 300), 4, torch.device("cpu"))
     labels, boxes = part.add_noise(targets, noise)
     assert abs((labels != 0).float().mean() - 0.25 * 0.9) < 0.03
     moved = box_cxcywh_to_xyxy(boxes) - box_cxcywh_to_xyxy(targets.boxes)
@@ -98,7 +110,11 @@ def test_contrastive_noise_keeps_positives_near_and_moves_negatives_away():
 def test_contrastive_slots_by_hand(monkeypatch):
     """Two repetitions of [positives | negatives], a slot wide for the fullest image's targets."""
     part = ContrastiveDenoising(
-        num_classes=5, d_model=8, num_queries=5, label_noise=0, box_noise=0.5, eps=1e-3
+        num_classes=5,
+        d_model=8,
+        num_queries=5,
+        label_noise=0,
+        reference_noise=BorderNoise(0.5, eps=1e-3),
     )
     queries = Queries(torch.zeros(2, 3, 8), torch.full((2, 3, 4), 0.5))
     targets = some_targets((2, 1), 5)
@@ -116,11 +132,16 @@ def test_contrastive_slots_by_hand(monkeypatch):
 
 def test_boxes_at_the_border_stay_inside_the_bounds_of_the_inverse_sigmoid():
     part = LabelDenoising(
-        num_classes=2, d_model=8, num_queries=1, label_noise=0, box_noise=1.0, eps=1e-3
+        num_classes=2,
+        d_model=8,
+        num_queries=1,
+        label_noise=0,
+        reference_noise=CenterAndSizeNoise(1.0, eps=1e-3),
     )
-    targets = Targets(torch.tensor([0]), torch.tensor([[0.99, 0.01, 0.9, 0.9]]), [1])
+    box = torch.tensor([[0.99, 0.01, 0.9, 0.9]])
+    targets = BoxTargets(torch.tensor([0]), box, counts=[1])
     noise = Noise(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.tensor([1.0, 0, 1, 0]))
-    noise.box = noise.box.view(1, 1, 1, 4)
+    noise.reference = noise.reference.view(1, 1, 1, 4)
     _, boxes = part.add_noise(targets, noise)
     assert inverse_sigmoid(boxes).isfinite().all() and boxes.min() > 0 and boxes.max() < 1
 
@@ -141,13 +162,13 @@ def test_k_groups_with_denoising_equal_k_single_group_passes(monkeypatch):
     model = dn_model(3).double()
     batch = make_batch()
     targets = model.build_targets(batch)
-    noise = Noise.draw((3, 2, 5), torch.device("cpu"))
+    noise = Noise.draw((3, 2, 5), 4, torch.device("cpu"))
     monkeypatch.setattr(denoising.Noise, "draw", staticmethod(lambda *_: noise))
     together = model(batch)
     bank = model.head.queries.bank.weight.detach().clone()
     alone = []
     for k in range(3):
-        own = Noise(noise.flip[k : k + 1], noise.label[k : k + 1], noise.box[k : k + 1])
+        own = Noise(noise.flip[k : k + 1], noise.label[k : k + 1], noise.reference[k : k + 1])
         monkeypatch.setattr(denoising.Noise, "draw", staticmethod(lambda *_, own=own: own))
         with torch.no_grad():
             model.head.queries.bank.weight.copy_(move_group_to_front(bank, k, model.groups))

@@ -197,7 +197,7 @@ def test_denoising_queries_equal_the_recorded_ones(case, monkeypatch):
         anchors = torch.from_numpy(outputs[f"{prefix}dn_query_anchor_logits"]).transpose(0, 1)
         np.testing.assert_allclose(queries.reference.detach(), anchors.sigmoid(), atol=1e-6)
         with torch.no_grad():
-            found = model.train().predict(batch, model.groups, targets).denoised
+            found = model.train().predict(batch, model.groups, targets).denoised.predictions
             losses = model(batch)
         for layer in layers_of(outputs):
             expected = outputs[f"{prefix}dn_logits_{layer}"][slots.image, slots.query]

@@ -131,7 +131,7 @@ def test_every_layer_of_the_evaluation_and_the_first_stage(case):
     for stage in ("enc", "interm"):
         for field in ("logits", "boxes"):
             if f"eval_{stage}_{field}" in outputs:
-                proposed = getattr(found.proposals, field)[0]
+                proposed = getattr(found.proposals.predictions, field)[0]
                 expected = outputs[f"eval_{stage}_{field}"]
                 np.testing.assert_allclose(proposed, expected, atol=1e-4, rtol=0)
 
@@ -228,7 +228,7 @@ def test_denoising_queries_equal_the_recorded_ones(name, recorded_draws):
     seen = {}
     model.head.decoder.register_forward_pre_hook(lambda _, args: seen.update(queries=args[0]))
     with torch.no_grad():
-        denoised = model.predict(batch, model.groups, targets).denoised
+        denoised = model.predict(batch, model.groups, targets).denoised.predictions
     queries, pad = seen["queries"], outputs["dn_query_label_ids"].shape[1]
     assert len(images) == 2
     mask = torch.from_numpy(outputs["dn_attn_mask"]).bool()

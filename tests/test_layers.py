@@ -31,11 +31,11 @@ def padding(batch, keys):
     return mask
 
 
-def explicit_attention(q, k, v, heads, barred, keep=1.0):
+def explicit_attention(q, k, v, heads, attn_mask, keep=1.0):
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    if barred is not None:
-        scores = scores.masked_fill(barred, float("-inf"))
+    if attn_mask is not None:
+        scores = scores.masked_fill(attn_mask, float("-inf"))
     return ((scores.softmax(-1) * keep) @ v).transpose(1, 2).flatten(2)
 
 
@@ -44,9 +44,9 @@ def explicit_attention(q, k, v, heads, barred, keep=1.0):
 def test_attend_equals_the_formula(masked, value_dim):
     """Also where values are narrower than queries, as in conditional cross-attention."""
     q, k, v = torch.randn(2, 7, 32), torch.randn(2, 9, 32), torch.randn(2, 9, value_dim)
-    barred = padding(2, 9) if masked else None
-    expected = explicit_attention(q, k, v, 4, barred)
-    torch.testing.assert_close(attend(q, k, v, 4, barred), expected)
+    attn_mask = padding(2, 9) if masked else None
+    expected = explicit_attention(q, k, v, 4, attn_mask)
+    torch.testing.assert_close(attend(q, k, v, 4, attn_mask), expected)
 
 
 def test_padding_keys_for_a_gpu_changes_nothing():
@@ -61,11 +61,11 @@ def test_attention_with_dropout_equals_the_formula(monkeypatch, chunk):
     """With the mask taken out of the draw, and gradients checked numerically."""
     monkeypatch.setattr(attention, "CHUNK", chunk)
     q, k, v = (torch.randn(2, n, 8, dtype=torch.float64, requires_grad=True) for n in (5, 6, 6))
-    barred = padding(2, 6)
+    attn_mask = padding(2, 6)
 
     def run(q, k, v):
         torch.manual_seed(3)
-        return attend(q, k, v, 2, barred, dropout=0.3)
+        return attend(q, k, v, 2, attn_mask, dropout=0.3)
 
     assert torch.autograd.gradcheck(run, (q, k, v))
     torch.manual_seed(3)
@@ -77,7 +77,7 @@ def test_attention_with_dropout_equals_the_formula(monkeypatch, chunk):
         for i in range(0, 4, per_chunk)
     ]
     keep = torch.cat(masks).unflatten(0, (2, 2)) * keep_scale(0.3)
-    torch.testing.assert_close(run(q, k, v), explicit_attention(q, k, v, 2, barred, keep))
+    torch.testing.assert_close(run(q, k, v), explicit_attention(q, k, v, 2, attn_mask, keep))
 
 
 def test_attention_dropout_drops_at_its_rate_and_keeps_the_mean():

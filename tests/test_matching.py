@@ -5,16 +5,17 @@ from scipy.optimize import linear_sum_assignment
 
 from groupdetr_d2.groups import QueryGroups
 from groupdetr_d2.losses.box2d import (
-    focal_cost,
-    focal_loss,
+    BoxPredictions,
+    BoxTargets,
     giou_cost,
     giou_loss,
     l1_cost,
     l1_loss,
 )
+from groupdetr_d2.losses.classification import focal_cost, focal_loss
 from groupdetr_d2.losses.criterion import SetCriterion, Term
 from groupdetr_d2.losses.matcher import match_groups
-from groupdetr_d2.structures import Matches, Predictions, Targets
+from groupdetr_d2.structures import Matches
 
 L, B, N, H = 3, 2, 6, 4
 
@@ -24,7 +25,7 @@ def random_predictions(num_groups=1, seed=0, dtype=torch.float32):
     q = num_groups * N
     logits = torch.randn(L, B, q, H, generator=generator, dtype=dtype)
     boxes = torch.rand(L, B, q, 4, generator=generator, dtype=dtype) * 0.5 + 0.2
-    return Predictions(logits.requires_grad_(), boxes.requires_grad_())
+    return BoxPredictions(logits.requires_grad_(), boxes.requires_grad_())
 
 
 def random_targets(counts, seed=0, dtype=torch.float32):
@@ -32,7 +33,7 @@ def random_targets(counts, seed=0, dtype=torch.float32):
     total = sum(counts)
     labels = torch.randint(H, (total,), generator=generator)
     boxes = torch.rand(total, 4, generator=generator, dtype=dtype) * 0.4 + 0.3
-    return Targets(labels, boxes, list(counts))
+    return BoxTargets(labels, boxes, counts=list(counts))
 
 
 def box_criterion():
@@ -114,8 +115,10 @@ def test_focal_loss_equals_the_formula():
 
 
 def test_costs_by_hand():
-    predictions = Predictions(torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[0.5, 0.5, 0.2, 0.2]]]))
-    targets = Targets(torch.tensor([1]), torch.tensor([[0.5, 0.6, 0.2, 0.2]]), [1])
+    predictions = BoxPredictions(
+        torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[0.5, 0.5, 0.2, 0.2]]])
+    )
+    targets = BoxTargets(torch.tensor([1]), torch.tensor([[0.5, 0.6, 0.2, 0.2]]), counts=[1])
     p = 1 / (1 + np.exp(-2.0))
     expected = 0.25 * (1 - p) ** 2 * -np.log(p) - 0.75 * p**2 * -np.log(1 - p)
     assert focal_cost(predictions, targets).item() == pytest.approx(expected, rel=1e-4)
@@ -129,7 +132,7 @@ def test_costs_by_hand():
 @pytest.mark.parametrize("counts", [(4, 2), (0, 3), (0, 0), (N + 3, 1)])
 def test_loss_of_k_copies_equals_the_loss_of_one(counts):
     one, targets = random_predictions(), random_targets(counts)
-    copies = Predictions(one.logits.repeat(1, 1, 3, 1), one.boxes.repeat(1, 1, 3, 1))
+    copies = BoxPredictions(one.logits.repeat(1, 1, 3, 1), one.boxes.repeat(1, 1, 3, 1))
     alone = box_criterion()(one, targets, QueryGroups(N))
     together = box_criterion()(copies, targets, QueryGroups(N, 3))
     assert alone.keys() == together.keys() and len(alone) == 3 * L
@@ -144,7 +147,7 @@ def test_losses_of_groups_are_the_mean_of_single_group_losses(counts):
     for name, value in together.items():
         alone = [
             box_criterion()(
-                Predictions(
+                BoxPredictions(
                     predictions.logits[:, :, k * N : (k + 1) * N],
                     predictions.boxes[:, :, k * N : (k + 1) * N],
                 ),

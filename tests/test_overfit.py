@@ -9,9 +9,10 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 
 from groupdetr_d2.data.custom import register_custom_datasets
-from groupdetr_d2.data.loader import build_mapper, build_test_loader
+from groupdetr_d2.data.loader import build_test_loader
 from groupdetr_d2.data.shapes import ShapesSpec, generate_shapes
 from groupdetr_d2.engine.setup import build_config
+from groupdetr_d2.tasks.boxes import BOXES
 
 from .conftest import ROOT
 
@@ -27,9 +28,7 @@ DEFORMABLE = [
 ]
 DAB_DEFORMABLE = [*DEFORMABLE, "MODEL.DETR.VARIANT", "dab_deformable_detr"]
 DINO = [
-    *("MODEL.DETR.TWO_STAGE", "mixed", "MODEL.DETR.QUERY_SCALE", False),
-    *("MODEL.DETR.DECODER_NORM", True, "MODEL.DETR.SHARED_HEADS", True),
-    *("MODEL.DETR.LOOK_FORWARD_TWICE", True, "MODEL.DETR.DENOISING.CONTRASTIVE", True),
+    *("MODEL.DETR.VARIANT", "dino"),
     *("MODEL.DETR.DENOISING.NUM_QUERIES", 10, "MODEL.DETR.DENOISING.BOX_NOISE", 1.0),
 ]
 # per model family, what differs from the small Conditional DETR
@@ -69,7 +68,7 @@ def four_images(tmp_path, family, num_groups):
 def test_four_images_are_learnt_by_heart(tmp_path, family, num_groups):
     cfg = four_images(tmp_path, family, num_groups)
     name = cfg.DATASETS.TRAIN[0]
-    mapper = build_mapper(cfg, is_train=True)
+    mapper = BOXES.build_mapper(cfg, is_train=True)
     batch = [mapper(d) for d in DatasetCatalog.get(name)]
     torch.manual_seed(0)
     model = build_model(cfg)
@@ -83,7 +82,11 @@ def test_four_images_are_learnt_by_heart(tmp_path, family, num_groups):
         optimizer.step()
         schedule.step()
     evaluator = COCOEvaluator(name, ("bbox",), output_dir=str(tmp_path))
-    results = inference_on_dataset(model.eval(), build_test_loader(cfg, name), evaluator)
+    results = inference_on_dataset(
+        model.eval(),
+        build_test_loader(cfg, name, BOXES.build_mapper(cfg, is_train=False)),
+        evaluator,
+    )
     assert results["bbox"]["AP"] > 90
     assert json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert MetadataCatalog.get(name).thing_classes[0] == "circle"

@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 
 from groupdetr_d2 import Predictor
 from groupdetr_d2.__main__ import main
-from groupdetr_d2.engine.evaluation_report import Evaluation, per_class_rows, read_results
+from groupdetr_d2.engine.evaluation_report import Evaluation, per_class_rows
 from groupdetr_d2.engine.report import next_commands
 from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.evaluation import html_report
@@ -22,10 +22,12 @@ from groupdetr_d2.evaluation.detection_curves import (
     ImageResult,
     all_curves,
     best_threshold,
+    box_overlaps,
     confusion_matrix,
     mistakes_of,
 )
-from groupdetr_d2.evaluation.drawing import read_metrics
+from groupdetr_d2.evaluation.metrics_file import read_metrics
+from groupdetr_d2.tasks.boxes import BOXES
 
 from .browser import open_page
 from .test_data import custom_config, write_set
@@ -34,15 +36,18 @@ from .test_engine import tiny_run, train_net
 
 def image(true, found, crowd=()):
     """`true` and `found` are (class, x, score) of boxes of 10 x 10 pixels."""
-    boxes = [np.array([[x, 0, x + 10, 10] for _, x, *_ in rows]) for rows in (true, found)]
+    boxes = [
+        np.array([[x, 0, x + 10, 10] for _, x, *_ in rows], dtype=float).reshape(-1, 4)
+        for rows in (found, true)
+    ]
+    is_crowd = np.array([i in crowd for i in range(len(true))], dtype=bool)
     return ImageResult(
         name="image.jpg",
-        true_boxes=boxes[0].reshape(-1, 4).astype(float),
         true_classes=np.array([c for c, *_ in true], dtype=int),
-        crowd=np.array([i in crowd for i in range(len(true))], dtype=bool),
-        boxes=boxes[1].reshape(-1, 4).astype(float),
+        crowd=is_crowd,
         classes=np.array([c for c, *_ in found], dtype=int),
         scores=np.array([s for *_, s in found], dtype=float),
+        overlaps=box_overlaps(*boxes, is_crowd),
     )
 
 
@@ -100,13 +105,13 @@ def test_ap50_is_that_of_coco(tmp_path):
         evaluator.process([d], [{"instances": found}])
     with contextlib.redirect_stdout(io.StringIO()):
         metrics = evaluator.evaluate()["bbox"]
-    evaluation = Evaluation.of(dataset, tmp_path / "coco_instances_results.json")
+    evaluation = Evaluation.of(BOXES, dataset, tmp_path / "coco_instances_results.json")
     rows = {row["class"]: row for row in per_class_rows(evaluation, metrics)}
     assert 5 < metrics["AP50"] < 95
     assert rows["all"]["AP50"] == pytest.approx(metrics["AP50"], abs=1e-6)
     assert rows["dog"]["AP"] == metrics["AP-dog"] and rows["all"]["objects"] == 24
-    results = read_results(dataset, tmp_path / "coco_instances_results.json")
-    assert [len(r.true_boxes) for r in results] == [0] + 8 * [3]
+    results = BOXES.read_results(dataset, tmp_path / "coco_instances_results.json")
+    assert [len(r.true_classes) for r in results] == [0] + 8 * [3]
 
 
 @pytest.fixture(scope="module")

@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> str:
 def matched_queries(trained: TrainedModel, image: dict) -> Answers:
     """Matches the last layer of every group with the image's objects."""
     model, groups = trained.model, trained.model.groups.separate()
-    features = model.backbone(model.preprocess_image([image]).tensor)
-    memory = model.head.encode(features, None)
+    memory = model.encode([image])
     predictions = model.head.decode(memory, groups)
     targets = model.build_targets([image])
     matches = model.criterion.match(predictions, targets, groups)

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from ..errors import UserError
-from ..evaluation.drawing import read_metrics
+from ..evaluation.metrics_file import read_metrics
 
 METRIC = "bbox/AP"
 

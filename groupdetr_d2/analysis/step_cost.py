@@ -169,7 +169,7 @@ def run_step(
     optimizer.zero_grad()
     with torch.autocast(model.device.type, amp_dtype, enabled=amp_dtype is not None):
         losses = model(batch)
-    timer.seconds["matching"] += model.criterion.match_seconds
+    timer.seconds["matching"] += losses.match_seconds
     with timer.phase("backward"):
         sum(losses.values()).backward()
     with timer.phase("update"):

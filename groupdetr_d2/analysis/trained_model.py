@@ -21,7 +21,9 @@ from ..data.loader import SeededMapper
 from ..engine.setup import check_data, override, settle_config
 from ..errors import UserError
 from ..modeling.meta_arch import SetPredictor
+from ..modeling.two_stage import TwoStageQueries
 from ..predictor import config_of, read_checkpoint
+from ..tasks.task import task_of
 
 
 @dataclass
@@ -42,7 +44,10 @@ class TrainedModel:
         """Images of the test set, one by one, resized as for evaluation, with "instances"."""
         resize = build_detr_augmentation(self.cfg, is_train=False)
         order = self.cfg.INPUT.FORMAT
-        mapper = SeededMapper(resize, image_format=order, is_train=True, seed=0)
+        fields = task_of(self.cfg).annotation_fields
+        mapper = SeededMapper(
+            resize, image_format=order, is_train=True, seed=0, annotation_fields=fields
+        )
         dicts = DatasetCatalog.get(self.dataset)[:number]
         loader = build_detection_test_loader(
             dicts, mapper=mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS
@@ -90,11 +95,12 @@ def check_one_to_one(trained: TrainedModel) -> None:
     In a two-stage model a query is a rank among proposals, which is another one on every image and
     at every checkpoint; with naive one-to-many assignment a target has many queries.
     """
-    detr = trained.cfg.MODEL.DETR
-    if detr.TWO_STAGE or detr.MATCHES_PER_TARGET != 1:
+    is_two_stage = isinstance(trained.model.head.queries, TwoStageQueries)
+    if is_two_stage or trained.model.criterion.matches_per_target != 1:
         raise UserError(
             f"{trained.weights}: this analysis follows learned queries matched one-to-one; it says "
-            "nothing of models with MODEL.DETR.TWO_STAGE or MATCHES_PER_TARGET above 1"
+            "nothing of models with two stages (dino, MODEL.DETR.TWO_STAGE) or with "
+            "MODEL.DETR.MATCHES_PER_TARGET above 1"
         )
 
 

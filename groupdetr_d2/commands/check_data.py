@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from ..data.image_file import ImageReadError, read_bgr
 from ..data.inspection import Inspection, inspect_coco
 from ..data.yolo import convert_yolo
 from ..engine.launch import report_errors
-from ..evaluation.drawing import draw_tile, sheet
+from ..evaluation.drawing import draw_boxes, draw_tile, sheet
 
 SHEET_IMAGES = 12
 
@@ -89,10 +90,17 @@ def draw_sheet(json_file: str, image_root: str, path: Path) -> bool:
         classes = [places[a["category_id"]] for a in own]
         try:
             picture = read_bgr(Path(image_root) / image["file_name"])
-            tiles.append(draw_tile(image["file_name"][-40:], picture, boxes, classes, names))
+            draw = partial(draw_scaled, picture.shape, boxes, classes, names)
+            tiles.append(draw_tile(image["file_name"][-40:], picture, draw))
         except (ImageReadError, ValueError):  # unreadable, or a box that is not finite
             continue
     return bool(tiles) and cv2.imwrite(str(path), sheet(tiles, columns=4))
+
+
+def draw_scaled(shape: tuple, boxes: list, classes: list, names: list, image: np.ndarray):
+    """Draws boxes of an image of that shape on a scaled one."""
+    scale = [image.shape[1] / shape[1], image.shape[0] / shape[0]] * 2
+    return draw_boxes(image, np.array(boxes).reshape(-1, 4) * scale, classes, names)
 
 
 def train_command(sets: dict[str, tuple[str, str]]) -> str:

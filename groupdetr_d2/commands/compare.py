@@ -10,7 +10,7 @@ from tabulate import tabulate
 from ..analysis.output import COLOURS, new_figure, save_figure
 from ..engine.launch import report_errors
 from ..errors import UserError
-from ..evaluation.drawing import read_metrics
+from ..evaluation.metrics_file import read_metrics
 from ..tables import write_csv
 
 METRICS = {"AP": "bbox/AP", "AP50": "bbox/AP50"}

@@ -69,7 +69,7 @@ def build_page(predictor: Predictor, max_megapixels: float):
     gradio = import_gradio()
     # Pillow refuses what has more than twice this number before it is unpacked
     Image.MAX_IMAGE_PIXELS = int(max_megapixels * 1e6 / 2)
-    groups = [PRIMARY, *(str(i) for i in range(len(predictor.model.groups.offsets())))]
+    groups = [PRIMARY, *(str(i) for i in predictor.model.groups.numbers())]
 
     def detect(image: np.ndarray | None, threshold: float, group: str):
         if image is None:

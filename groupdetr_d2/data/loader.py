@@ -6,7 +6,7 @@ seen, whatever the number of workers.
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import UserError
-from .detr_augmentation import build_detr_augmentation
 from .image_file import ImageReadError, read_array
 from .workers import leave_signals_to_parent
 
@@ -80,14 +79,15 @@ class TrainingSet(Dataset):
 
 
 class SeededMapper:
-    """Makes a model's input of a dataset dict, as Detectron2's `DatasetMapper` does for boxes.
+    """Makes a model's input from a dataset dict, as Detectron2's `DatasetMapper` does.
 
     Random numbers are a function of the seed and the draw; files of any mode and bit depth can be
     read.
 
     Args:
         image_format: RGB or BGR.
-        keeps_original: whether items have the image as it was, too, as "original" (3, H, W).
+        annotation_fields: the fields of an annotation that "instances" are made from.
+        keeps_original: whether to keep the unresized image, too, as "original" (3, H, W).
     """
 
     def __init__(
@@ -97,10 +97,12 @@ class SeededMapper:
         image_format: str,
         is_train: bool,
         seed: int,
+        annotation_fields: Sequence[str],
         keeps_original: bool = False,
     ):
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format, self.is_train, self.seed = image_format, is_train, seed
+        self.annotation_fields = tuple(x for x in annotation_fields if x != "iscrowd")
         self.keeps_original = keeps_original
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -133,12 +135,12 @@ class SeededMapper:
             d["original"] = _channels_first(image)
         annotations = d.pop("annotations", ())
         if self.is_train:
-            boxes = [
-                {key: a[key] for key in ("bbox", "bbox_mode", "category_id")}
+            objects = [
+                {key: a[key] for key in self.annotation_fields}
                 for a in annotations
                 if not a.get("iscrowd", 0)
             ]
-            kept = [transform_instance_annotations(box, transforms, size) for box in boxes]
+            kept = [transform_instance_annotations(x, transforms, size) for x in objects]
             d["instances"] = filter_empty_instances(annotations_to_instances(kept, size))
         return d
 
@@ -194,8 +196,13 @@ class TrainingSampler(Sampler):
             yield from zip(itertools.islice(numbers, self.size), order, strict=True)
 
 
-def build_train_loader(cfg, training_set: TrainingSet, start_iter: int = 0):
-    """Endless batches of SOLVER.IMS_PER_BATCH / processes images, from batch `start_iter` on."""
+def build_train_loader(cfg, training_set: TrainingSet, mapper: Callable, start_iter: int = 0):
+    """Builds endless batches of SOLVER.IMS_PER_BATCH / processes images.
+
+    Args:
+        mapper: makes a model's input from a dataset dict.
+        start_iter: the first batch, as if those before it had been drawn.
+    """
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     sampler = TrainingSampler(
@@ -211,7 +218,6 @@ def build_train_loader(cfg, training_set: TrainingSet, start_iter: int = 0):
         raise UserError(
             f"DATALOADER.ON_ERROR is {cfg.DATALOADER.ON_ERROR!r}; it can be raise or skip"
         )
-    mapper = build_mapper(cfg, is_train=True)
     return DataLoader(
         training_set.mapped(mapper, skips=cfg.DATALOADER.ON_ERROR == "skip"),
         batch_size=batch_size,
@@ -222,21 +228,10 @@ def build_train_loader(cfg, training_set: TrainingSet, start_iter: int = 0):
     )
 
 
-def build_test_loader(cfg, dataset_name: str):
-    """One image a batch, as the official codes evaluate."""
+def build_test_loader(cfg, dataset_name: str, mapper: Callable):
+    """Builds batches of one image, as the official codes evaluate."""
     return build_detection_test_loader(
         get_detection_dataset_dicts([dataset_name], filter_empty=False),
-        mapper=build_mapper(cfg, is_train=False),
+        mapper=mapper,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
-
-
-def build_mapper(cfg, is_train: bool) -> SeededMapper:
-    """DETR's augmentation, and the seed of the run."""
-    return SeededMapper(
-        build_detr_augmentation(cfg, is_train),
-        image_format=cfg.INPUT.FORMAT,
-        is_train=is_train,
-        seed=cfg.SEED,
-        keeps_original=not is_train and cfg.TEST.AUG.ENABLED,
     )

@@ -1,15 +1,12 @@
 """What an evaluation leaves in the output folder, from COCO's results file and the ground truth."""
 
-import json
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from detectron2.data import MetadataCatalog
 
 from ..data.image_file import ImageReadError, read_bgr
 from ..evaluation.detection_curves import (
@@ -23,6 +20,7 @@ from ..evaluation.detection_curves import (
 from ..evaluation.drawing import draw_tile, sheet
 from ..evaluation.report_figures import draw_confusion, draw_f1, draw_precision_recall
 from ..tables import write_csv
+from ..tasks.task import Task, task_of
 
 SHOWN_IMAGES = 8
 
@@ -31,6 +29,7 @@ SHOWN_IMAGES = 8
 class Evaluation:
     """What was found on a data set, and what it is worth at IoU 0.5."""
 
+    task: Task
     images: list[ImageResult]
     names: list[str]
     by_class: list[Curves]
@@ -38,46 +37,19 @@ class Evaluation:
     threshold: float  # with the best F1
 
     @classmethod
-    def of(cls, dataset: str, results_file: Path) -> "Evaluation | None":
-        """From the file that COCO's evaluator leaves; None if it left none."""
+    def of(cls, task: Task, dataset: str, results_file: Path) -> "Evaluation | None":
+        """Reads the file that the evaluator left; None if it left none."""
         if not results_file.is_file():
             return None
-        images = read_results(dataset, results_file)
+        images = task.read_results(dataset, results_file)
         names = list(MetadataCatalog.get(dataset).thing_classes)
         by_class, together = all_curves(images, len(names))
-        return cls(images, names, by_class, together, best_threshold(together))
+        return cls(task, images, names, by_class, together, best_threshold(together))
 
 
 def results_file_of(cfg) -> Path:
-    """Of the first test set."""
-    return Path(cfg.OUTPUT_DIR, "inference", "coco_instances_results.json")
-
-
-def read_results(dataset: str, results_file: Path) -> list[ImageResult]:
-    """Ground truth and detections of every image, in contiguous classes."""
-    found = defaultdict(list)
-    for record in json.loads(results_file.read_text()):
-        found[record["image_id"]].append(record)
-    classes = MetadataCatalog.get(dataset).get("thing_dataset_id_to_contiguous_id", {})
-    return [
-        _image_result(d, sorted(found[d["image_id"]], key=lambda r: -r["score"]), classes)
-        for d in DatasetCatalog.get(dataset)
-    ]
-
-
-def _image_result(d: dict, records: list[dict], classes: dict[int, int]) -> ImageResult:
-    annotations = d.get("annotations", ())
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    detected = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in records)]
-    return ImageResult(
-        name=d["file_name"],
-        true_boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        true_classes=np.array([a["category_id"] for a in annotations], dtype=int),
-        crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
-        boxes=np.array(detected, dtype=np.float64).reshape(-1, 4),
-        classes=np.array([classes.get(r["category_id"], r["category_id"]) for r in records], int),
-        scores=np.array([r["score"] for r in records], dtype=np.float64),
-    )
+    """The file of detections on the first test set."""
+    return Path(cfg.OUTPUT_DIR, "inference", task_of(cfg).results_file)
 
 
 def write_evaluation(evaluation: Evaluation, results: dict, folder: Path) -> list[dict]:
@@ -133,19 +105,19 @@ def draw_worst(evaluation: Evaluation) -> np.ndarray | None:
     threshold, tiles = evaluation.threshold, []
     mistakes = [mistakes_of(image, threshold) for image in evaluation.images]
     for i in np.argsort(-np.array(mistakes), kind="stable")[:SHOWN_IMAGES]:
-        tiles += _pair(evaluation.images[i], mistakes[i], threshold, evaluation.names)
+        tiles += _pair(evaluation, evaluation.images[i], mistakes[i])
     return sheet(tiles, columns=4) if tiles else None
 
 
-def _pair(image: ImageResult, mistakes: int, threshold: float, names: Sequence[str]) -> list:
+def _pair(evaluation: Evaluation, image: ImageResult, mistakes: int) -> list[np.ndarray]:
     try:
         picture = read_bgr(image.name)
     except ImageReadError:
         return []
-    kept = image.scores >= threshold
-    found = image.boxes[kept], image.classes[kept], names, image.scores[kept]
+    found = image.found[image.scores >= evaluation.threshold]
+    draw = partial(evaluation.task.draw, names=evaluation.names)
     file = Path(image.name).name[-28:]
     return [
-        draw_tile(f"truth {file}", picture, image.true_boxes, image.true_classes, names),
-        draw_tile(f"found, {mistakes} mistakes", picture, *found),
+        draw_tile(f"truth {file}", picture, partial(draw, instances=image.truth)),
+        draw_tile(f"found, {mistakes} mistakes", picture, partial(draw, instances=found)),
     ]

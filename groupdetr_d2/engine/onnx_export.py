@@ -40,7 +40,7 @@ class Detector(nn.Module):
         """
         model, (height, width) = self.model, images.shape[-2:]
         features = model.backbone((images - model.pixel_mean) / model.pixel_std)
-        predictions = model.head(features, None, self.groups)
+        predictions = model.head.decode(model.head.encode(features, None), self.groups)
         logits, boxes = predictions.logits[-1], predictions.boxes[-1]
         boxes, scores, labels = top_k(logits, boxes, model.detections_per_image)
         size = sizes_of(((height, width),), boxes).repeat(1, 2)  # (1, 4)

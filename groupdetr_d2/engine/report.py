@@ -3,6 +3,7 @@
 import logging
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from ..checkpoint.files import read_file, write_safely
 from ..data.loader import TrainingSet, build_train_loader
 from ..evaluation import html_report
 from ..evaluation.drawing import draw_curves, draw_tile, sheet
+from ..tasks.task import task_of
 from .evaluation_report import Evaluation, results_file_of, write_evaluation
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ class ReportHook(HookBase):
 
     def report(self):
         """Also of a run that ended early because it got no better."""
-        draw_curves(self.folder, self.folder / "curves.png")
+        draw_curves(self.folder, self.folder / "curves.png", task_of(self.cfg).metric)
         results = getattr(self.trainer, "_last_eval_results", None)
         evaluation = self.trainer.last_evaluation
         if results:
@@ -90,7 +92,7 @@ def evaluate_results_file(cfg) -> Evaluation | None:
     """What the last evaluation found on the first test set."""
     if not cfg.DATASETS.TEST:
         return None
-    return Evaluation.of(cfg.DATASETS.TEST[0], results_file_of(cfg))
+    return Evaluation.of(task_of(cfg), cfg.DATASETS.TEST[0], results_file_of(cfg))
 
 
 def box_metrics(results: dict) -> dict:
@@ -141,15 +143,16 @@ def draw_first_batches(cfg, training_set: TrainingSet) -> np.ndarray:
     """The images that training begins with, augmented, with their boxes."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.DATALOADER.NUM_WORKERS = 0  # the same images whatever it is
+    cfg.DATALOADER.NUM_WORKERS = 0  # the images do not depend on it
+    task = task_of(cfg)
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
     tiles: list[np.ndarray] = []
-    for batch, _ in zip(build_train_loader(cfg, training_set), range(FIRST_BATCHES), strict=False):
+    loader = build_train_loader(cfg, training_set, task.build_mapper(cfg, is_train=True))
+    for batch, _ in zip(loader, range(FIRST_BATCHES), strict=False):
         for item in batch[: FIRST_IMAGES - len(tiles)]:
             image = item["image"].permute(1, 2, 0).numpy()
             image = image if cfg.INPUT.FORMAT == "BGR" else image[..., ::-1]
-            own = item["instances"]
-            boxes, classes = own.gt_boxes.tensor, own.gt_classes.tolist()
-            title = Path(item["file_name"]).name[-40:]
-            tiles.append(draw_tile(title, np.ascontiguousarray(image), boxes, classes, names))
+            title, truth = Path(item["file_name"]).name[-40:], item["instances"]
+            draw = partial(task.draw, instances=truth, names=names)
+            tiles.append(draw_tile(title, np.ascontiguousarray(image), draw))
     return sheet(tiles, columns=4)

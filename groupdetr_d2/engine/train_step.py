@@ -160,7 +160,7 @@ class TrainStep(SimpleTrainer):
                 with self._autocast():
                     losses = self.model(part, num_targets)
                 self.grad_scaler.scale(sum(losses.values())).backward()
-            suspects += [first + i for i in self.plain_model.criterion.non_finite_images]
+            suspects += [first + i for i in losses.non_finite_images]
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach()
         return totals, suspects

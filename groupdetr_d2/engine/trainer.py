@@ -19,6 +19,7 @@ from ..data.loader import TrainingSet, build_test_loader, build_train_loader
 from ..data.workers import check_shared_memory
 from ..errors import UserError
 from ..evaluation.augmented import build_evaluated_model
+from ..tasks.task import task_of
 from .best import Best, BestHook, NoImprovement
 from .checkpointing import CheckpointHook
 from .compiling import CompileReport, compile_parts
@@ -41,7 +42,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg):
         # DefaultTrainer's own constructor cannot do DDP on a CPU; this is its order of things
         super(DefaultTrainer, self).__init__()
-        self.cfg, self.signals = cfg, StopSignals()
+        self.cfg, self.task, self.signals = cfg, task_of(cfg), StopSignals()
         self.training_set = TrainingSet(load_training_set(cfg))
         self.raw_model = self.build_model(cfg)
         if cfg.MODEL.COMPILE:
@@ -89,7 +90,12 @@ class Trainer(DefaultTrainer):
         seed_cfg.defrost()
         seed_cfg.SEED = self._trainer.seed  # of the run that is resumed, if one is
         check_shared_memory(self.cfg, comm.get_local_size())
-        self._trainer.data_loader = build_train_loader(seed_cfg, self.training_set, self.start_iter)
+        self._trainer.data_loader = build_train_loader(
+            seed_cfg,
+            self.training_set,
+            self.task.build_mapper(seed_cfg, is_train=True),
+            self.start_iter,
+        )
         try:
             with self.signals:
                 super().train()
@@ -137,7 +143,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
         """See :func:`groupdetr_d2.data.loader.build_test_loader`."""
-        return build_test_loader(cfg, dataset_name)
+        mapper = task_of(cfg).build_mapper(cfg, is_train=False)
+        return build_test_loader(cfg, dataset_name, mapper)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):

@@ -11,8 +11,5 @@ def detections_by_group(
     model: SetPredictor, predictions: Predictions, groups: QueryGroups, image: dict
 ) -> list[Instances]:
     """Every group's detections on an image, on the CPU, as if it were the primary group."""
-    logits, boxes = (
-        groups.per_group(x[-1:], 2).unbind(2) for x in (predictions.logits, predictions.boxes)
-    )  # K times (1, B, N, .)
-    parts = [Predictions(la, bo) for la, bo in zip(logits, boxes, strict=True)]
+    parts = [predictions.of_group(k, groups) for k in groups.numbers()]
     return [model.postprocess(part, [image])[0]["instances"].to("cpu") for part in parts]

@@ -1,9 +1,10 @@
-"""Precision, recall, F1 and confusion of detections, from COCO-style matching at one IoU."""
+"""Precision, recall, F1 and confusion of detections, from COCO-style matching at one overlap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from detectron2.structures import Instances
 from pycocotools import mask as coco_mask
 
 IOU = 0.5  # overlap at which a detection is an object's
@@ -12,15 +13,16 @@ RECALL_POINTS = np.linspace(0, 1, 101)  # COCO's
 
 @dataclass
 class ImageResult:
-    """Ground truth and detections of one image; boxes xyxy in pixels."""
+    """The ground truth and the detections of one image."""
 
     name: str
-    true_boxes: np.ndarray  # (T, 4)
     true_classes: np.ndarray  # (T,)
     crowd: np.ndarray  # (T,) bool: regions that hold many objects; detections there do not count
-    boxes: np.ndarray  # (M, 4), best first
-    classes: np.ndarray  # (M,)
+    classes: np.ndarray  # (M,), best first
     scores: np.ndarray  # (M,)
+    overlaps: np.ndarray  # (M, T) IoU as the task has it
+    truth: Instances | None = None  # of T objects, to be drawn
+    found: Instances | None = None  # of M detections, to be drawn
 
 
 @dataclass
@@ -57,8 +59,11 @@ class Curves:
         return precision, recall, f1
 
 
-def overlaps(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """(M, T) IoU of xyxy boxes as COCO has it: over a crowd, the share of the box inside it."""
+def box_overlaps(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """Computes the IoU (M, T) of xyxy boxes as COCO does.
+
+    Over a crowd it is the share of the box that lies inside.
+    """
     if not len(boxes) or not len(others):
         return np.zeros((len(boxes), len(others)))
 
@@ -75,7 +80,7 @@ def match_image(image: ImageResult, category: int) -> tuple[np.ndarray, np.ndarr
     """
     own, true = image.classes == category, image.true_classes == category
     crowd = image.crowd[true]
-    iou = overlaps(image.boxes[own], image.true_boxes[true], crowd)
+    iou = image.overlaps[own][:, true]
     is_free = np.ones(len(crowd), dtype=bool)
     is_right, counts = np.zeros(len(iou), dtype=bool), np.ones(len(iou), dtype=bool)
     for i, row in enumerate(iou):
@@ -138,7 +143,7 @@ def confusion_matrix(
 def pairs_of(image: ImageResult, threshold: float) -> list[tuple[int, int]]:
     """(true class, found class) of every object and every detection; -1 where there is none."""
     kept = image.scores >= threshold
-    iou = overlaps(image.boxes[kept], image.true_boxes, image.crowd)
+    iou = image.overlaps[kept]
     is_free = ~image.crowd
     pairs = []
     for row, found in zip(iou, image.classes[kept], strict=True):

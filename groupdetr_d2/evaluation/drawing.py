@@ -1,11 +1,12 @@
 """Pictures: boxes on images, sheets of images, training curves."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from .metrics_file import read_metrics
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 TILE_SIDE, TITLE_HEIGHT = 320, 20
@@ -38,16 +39,19 @@ def draw_boxes(
     return image
 
 
-def draw_tile(title: str, image: np.ndarray, boxes_xyxy, *rest) -> np.ndarray:
-    """A square picture for a sheet: the image scaled, boxes drawn at that scale, a title.
+def draw_tile(
+    title: str, image: np.ndarray, draw: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Makes a square picture for a sheet: the image scaled, drawn on at that scale, with a title.
 
-    `rest` is that of :func:`draw_boxes`.
+    Args:
+        image: (H, W, 3) BGR.
+        draw: draws on the scaled image, and returns it.
     """
     scale = TILE_SIDE / max(image.shape[:2])
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4) * scale
     below, right = TILE_SIDE - image.shape[0], TILE_SIDE - image.shape[1]
-    drawn = draw_boxes(image, boxes, *rest)
+    drawn = draw(image)
     drawn = cv2.copyMakeBorder(drawn, TITLE_HEIGHT, below, 0, right, cv2.BORDER_CONSTANT)
     white = (255, 255, 255)
     return cv2.putText(drawn, title, (4, TITLE_HEIGHT - 6), FONT, 0.45, white, 1, cv2.LINE_AA)
@@ -61,21 +65,8 @@ def sheet(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
     return np.vstack(rows)
 
 
-def read_metrics(folder: Path) -> list[dict]:
-    """The records of a run's metrics.json, those of an earlier attempt replaced by later ones."""
-    by_iteration: dict[int, dict] = {}
-    path = folder / "metrics.json"
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:  # half a line: the training was killed, or is writing it
-            continue
-        by_iteration.setdefault(record["iteration"], {}).update(record)
-    return [by_iteration[i] for i in sorted(by_iteration)]
-
-
-def draw_curves(folder: Path, out: Path) -> None:
-    """Total loss and AP over iterations, from a run's metrics.json."""
+def draw_curves(folder: Path, out: Path, metric: str) -> None:
+    """Draws the total loss and a metric over iterations, from the metrics.json of a folder."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -83,7 +74,7 @@ def draw_curves(folder: Path, out: Path) -> None:
 
     records = read_metrics(folder)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    for axis, key, title in ((left, "total_loss", "training loss"), (right, "bbox/AP", "AP")):
+    for axis, key, title in ((left, "total_loss", "training loss"), (right, metric, "AP")):
         points = [(r["iteration"], r[key]) for r in records if key in r]
         if points:
             axis.plot(*zip(*points, strict=True), marker="." if axis is right else None)

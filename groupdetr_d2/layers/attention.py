@@ -17,7 +17,7 @@ def attend(
     k: Tensor,
     v: Tensor,
     num_heads: int,
-    barred: Tensor | None = None,
+    attn_mask: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """Multi-head attention by `implementation`.
@@ -25,42 +25,43 @@ def attend(
     Args:
         q, k: (B, queries, Cq) and (B, keys, Cq), projected.
         v: (B, keys, Cv), projected; Cv may differ from Cq.
-        barred: bool, True where a query may not look, broadcastable to (B, heads, queries, keys).
+        attn_mask: bool, True where a query may not attend, broadcastable to (B, heads, queries,
+            keys).
         dropout: probability of dropping an attention weight.
 
     Returns:
         (B, queries, Cv)
     """
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-    out = implementation(q, k, v, barred, dropout)
+    out = implementation(q, k, v, attn_mask, dropout)
     return out.transpose(1, 2).flatten(2)  # (B, queries, Cv)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, barred: Tensor | None, dropout: float) -> Tensor:
+def fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout: float) -> Tensor:
     """Attention of (B, heads, length, C / heads) without a map of queries x keys in memory."""
-    allowed = None if barred is None else ~barred
+    allowed = None if attn_mask is None else ~attn_mask
     if q.device.type != "cpu":
         return _device_attention(q, k, v, allowed, dropout)
     if dropout:
-        return _DropoutAttention.apply(q, k, v, barred, dropout)
+        return _DropoutAttention.apply(q, k, v, attn_mask, dropout)
     return _cpu_attention(q, k, v, allowed)
 
 
-def with_maps(q: Tensor, k: Tensor, v: Tensor, barred: Tensor | None, dropout: float) -> Tensor:
+def with_maps(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout: float) -> Tensor:
     """The same as its definition reads, which keeps several maps of queries x keys."""
-    return F.dropout(_softmax_weights(q, k, barred), dropout) @ v
+    return F.dropout(_softmax_weights(q, k, attn_mask), dropout) @ v
 
 
-def attention_maps(q: Tensor, k: Tensor, num_heads: int, barred: Tensor | None = None) -> Tensor:
+def attention_maps(q: Tensor, k: Tensor, num_heads: int, attn_mask: Tensor | None = None) -> Tensor:
     """What :func:`attend` weighs the values with, to be looked at: (B, heads, queries, keys)."""
     q, k = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k))
-    return _softmax_weights(q, k, barred)
+    return _softmax_weights(q, k, attn_mask)
 
 
-def _softmax_weights(q: Tensor, k: Tensor, barred: Tensor | None) -> Tensor:
+def _softmax_weights(q: Tensor, k: Tensor, attn_mask: Tensor | None) -> Tensor:
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    if barred is not None:
-        scores = scores.masked_fill(barred, -torch.inf)
+    if attn_mask is not None:
+        scores = scores.masked_fill(attn_mask, -torch.inf)
     return scores.softmax(-1)
 
 
@@ -74,7 +75,7 @@ def _device_attention(
     missing = -k.shape[-2] % 8
     if allowed is not None and missing:
         k, v = F.pad(k, (0, 0, 0, missing)), F.pad(v, (0, 0, 0, missing))
-        allowed = F.pad(allowed, (0, missing))  # False: the added keys are barred
+        allowed = F.pad(allowed, (0, missing))  # False: the added keys are attn_mask
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
 
 
@@ -93,22 +94,24 @@ class _DropoutAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, barred, p):
-        ctx.save_for_backward(q, k, v, barred)
+    def forward(ctx, q, k, v, attn_mask, p):
+        ctx.save_for_backward(q, k, v, attn_mask)
         ctx.p, ctx.seed = p, draw_seed()
         out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype)
-        for part, _, weights, keep in _weight_chunks(q, k, barred, p, ctx.seed):
+        for part, _, weights, keep in _weight_chunks(q, k, attn_mask, p, ctx.seed):
             dropped = weights.mul_(keep).mul_(keep_scale(p)).to(v.dtype)
             out.flatten(0, 1)[part] = torch.bmm(dropped, v.flatten(0, 1)[part])
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        q, k, v, barred = ctx.saved_tensors
+        q, k, v, attn_mask = ctx.saved_tensors
         grads = [torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v)]
         dq, dk, dv = (x.flatten(0, 1) for x in grads)
         flat_v, grad = v.flatten(0, 1), grad.flatten(0, 1)
-        for part, (q_part, k_part), weights, keep in _weight_chunks(q, k, barred, ctx.p, ctx.seed):
+        for part, (q_part, k_part), weights, keep in _weight_chunks(
+            q, k, attn_mask, ctx.p, ctx.seed
+        ):
             scale = keep_scale(ctx.p)
             dropped = (weights * keep).mul_(scale).to(grad.dtype)
             dv[part] = torch.bmm(dropped.transpose(1, 2), grad[part])
@@ -121,7 +124,7 @@ class _DropoutAttention(torch.autograd.Function):
         return *grads, None, None
 
 
-def _weight_chunks(q: Tensor, k: Tensor, barred: Tensor | None, p: float, seed: int):
+def _weight_chunks(q: Tensor, k: Tensor, attn_mask: Tensor | None, p: float, seed: int):
     """Yields slices of the (B*heads) axis, their q and k, softmax weights and dropout masks."""
     generator = torch.Generator().manual_seed(seed)
     heads = q.shape[1]
@@ -133,16 +136,16 @@ def _weight_chunks(q: Tensor, k: Tensor, barred: Tensor | None, p: float, seed: 
             torch.promote_types(q.dtype, torch.float32)
         )
         scores.mul_(q.shape[-1] ** -0.5)
-        if barred is not None:
+        if attn_mask is not None:
             images = torch.arange(start, min(start + size, len(q))) // heads
-            scores.masked_fill_(_bar_of(barred, images), float("-inf"))
+            scores.masked_fill_(_rows_of_mask(attn_mask, images), float("-inf"))
         weights = torch.softmax(scores, -1)
         yield part, (q[part], k[part]), weights, draw_keep_mask(weights.shape, p, generator)
 
 
-def _bar_of(barred: Tensor, images: Tensor) -> Tensor:
+def _rows_of_mask(attn_mask: Tensor, images: Tensor) -> Tensor:
     """The mask rows of a chunk: (queries, keys) as it stands, (B, 1, 1, keys) by image."""
-    return barred if barred.dim() == 2 else barred[:, 0][images]
+    return attn_mask if attn_mask.dim() == 2 else attn_mask[:, 0][images]
 
 
 class MultiheadAttention(nn.Module):
@@ -156,12 +159,14 @@ class MultiheadAttention(nn.Module):
         self.num_heads, self.dropout = num_heads, dropout
         self.in_proj = nn.Linear(d_model, 3 * d_model)
         self.out_proj = nn.Linear(d_model, d_model)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, content: Tensor, pos: Tensor, barred: Tensor | None = None) -> Tensor:
+    def forward(self, content: Tensor, pos: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """
         Args:
             content, pos: (B, length, C).
-            barred: bool, broadcastable to (B, heads, length, length).
+            attn_mask: bool, broadcastable to (B, heads, length, length).
         """
         d_model = content.shape[-1]
         weight, bias = self.in_proj.weight, self.in_proj.bias
@@ -169,4 +174,4 @@ class MultiheadAttention(nn.Module):
         v = F.linear(content, weight[2 * d_model :], bias[2 * d_model :])
         q, k = qk.chunk(2, dim=-1)
         dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attend(q, k, v, self.num_heads, barred, dropout))
+        return self.out_proj(attend(q, k, v, self.num_heads, attn_mask, dropout))

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from ..structures import sizes_of
 from .deform_sampling import sample_levels
+from .initialisation import SelfInitialised
 from .position_encoding import at_least_float32
 
 
-class MSDeformAttn(nn.Module):
+class MSDeformAttn(SelfInitialised):
     """Each query looks at a few learned points around its reference, in every level."""
 
     def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int):

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -61,6 +61,18 @@ def image_position_embedding(
     x = x / (x[:, :, -1:] + 1e-6 + offset) * 2 * math.pi
     frequencies = _frequencies(num_feats, temperature, padding_mask.device)
     return torch.cat([_sines(y[..., None] / frequencies), _sines(x[..., None] / frequencies)], -1)
+
+
+class SinePositionEmbedding(nn.Module):
+    """DETR's position embedding of a feature map, see :func:`image_position_embedding`."""
+
+    def __init__(self, num_feats: int, temperature: float = 10000, offset: float = 0.0):
+        super().__init__()
+        self.num_feats, self.temperature, self.offset = num_feats, temperature, offset
+
+    def forward(self, padding_mask: Tensor) -> Tensor:
+        """Embeds a mask (B, H, W), True on padding, as (B, H, W, 2 * num_feats) float32."""
+        return image_position_embedding(padding_mask, self.num_feats, self.temperature, self.offset)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

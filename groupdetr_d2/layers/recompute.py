@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 Output = TypeVar("Output")
 
 
-def run(layer: Callable[..., Output], *args, recompute: bool) -> Output:
+def run_layer(layer: Callable[..., Output], *args, recompute: bool) -> Output:
     """`layer(*args)`; with `recompute`, backward computes it again instead of keeping its insides.
 
     The random numbers are drawn as before, so that the gradients are the same.

@@ -1,9 +1,9 @@
-"""Match, then add up weighted losses: shared by detection, segmentation and 3D."""
+"""Matching, then weighted losses: the same for detection, segmentation and 3D."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,35 +13,68 @@ from ..groups import QueryGroups
 from ..structures import Denoised, Matches, Predictions, Proposals, Targets
 from .matcher import match_groups
 
+Prepare = Callable[[Predictions, Targets, torch.Generator | None], tuple[Predictions, Targets]]
+
 
 class Term(NamedTuple):
-    """A weighted matching cost or loss."""
+    """A weighted matching cost or loss.
+
+    A loss with ``mean_over="targets"`` returns a sum, which the criterion divides by the number of
+    targets times K. One with ``mean_over="queries"`` returns its own mean over all queries.
+    """
 
     fn: Callable[..., Tensor]
     weight: float
+    mean_over: Literal["targets", "queries"] = "targets"
+
+
+class Losses(dict[str, Tensor]):
+    """Weighted losses by name, as Detectron2's trainers read them, and how the matching went.
+
+    Attributes:
+        match_seconds: duration of the matching, the wait for the device included.
+        non_finite_images: positions in the batch of images that had a matching cost that was NaN
+            or infinite.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor] | None = None):
+        super().__init__(values or {})
+        self.match_seconds = 0.0
+        self.non_finite_images: list[int] = []
+
+
+def as_they_are(
+    predictions: Predictions, targets: Targets, generator: torch.Generator | None
+) -> tuple[Predictions, Targets]:
+    """The default of `prepare`: costs and losses read predictions and targets directly."""
+    return predictions, targets
 
 
 class SetCriterion(nn.Module):
     """Weighted losses of all decoder layers.
 
     Args:
-        matches_per_target: how many queries of a group answer for a target: 1 in every DETR, more
-            in naive one-to-many assignment (the Group DETR paper's Table 7 b). Denoising and first
-            stages keep one.
-
-    Attributes:
-        match_seconds: what the matching of the last batch took, waiting for the device included.
-        non_finite_images: positions in the last batch of images with costs that were NaN or
-            infinite.
+        costs: terms whose weighted sum is minimised by the matching.
+        losses: terms of the loss by name.
+        matches_per_target: how many queries of a group are matched with each target: 1 in every
+            DETR, more in naive one-to-many assignment (the Group DETR paper's Table 7 b). Denoising
+            queries and first stages keep one.
+        prepare: called as ``prepare(predictions, targets, generator)`` before the matching, and
+            returns the predictions and targets that costs and losses read. Work that they share is
+            done here, such as the sampling of points from masks; its random numbers come from the
+            generator (PyTorch's default one if it is None).
     """
 
-    def __init__(self, costs: list[Term], losses: dict[str, Term], matches_per_target: int = 1):
+    def __init__(
+        self,
+        costs: list[Term],
+        losses: dict[str, Term],
+        matches_per_target: int = 1,
+        prepare: Prepare = as_they_are,
+    ):
         super().__init__()
-        self.matches_per_target = matches_per_target
-        self.costs = costs
-        self.losses = losses
-        self.match_seconds = 0.0
-        self.non_finite_images: list[int] = []
+        self.matches_per_target, self.prepare = matches_per_target, prepare
+        self.costs, self.losses = costs, losses
 
     def forward(
         self,
@@ -49,62 +82,60 @@ class SetCriterion(nn.Module):
         targets: Targets,
         groups: QueryGroups,
         num_targets: float | None = None,
-    ) -> dict[str, Tensor]:
-        """
+        generator: torch.Generator | None = None,
+    ) -> Losses:
+        """Computes the losses of a batch.
+
         Args:
-            num_targets: what the losses are the mean over, if not this batch's targets (their mean
-                over processes): those of a larger batch that this one is a part of.
+            num_targets: number of targets that the losses are the mean over, if not this batch's
+                (averaged over processes): that of a larger batch which this one is a part of.
+            generator: source of the random numbers of `prepare`.
 
         Returns:
-            weighted losses; ``_i`` marks those of layer ``i``, the last layer's are unmarked;
-            ``_dn`` marks those of denoising queries, ``_enc`` those of a first stage.
+            weighted losses; the suffix ``_i`` marks decoder layer ``i`` (the last layer has none),
+            ``_dn`` marks denoising queries and ``_enc`` a first stage.
         """
-        self.match_seconds, self.non_finite_images = 0.0, []
         if num_targets is None:
             num_targets = average_over_processes(sum(targets.counts))
-        losses = self._matched_losses(predictions, targets, groups, num_targets)
+        losses = Losses()
+        self._add_matched(losses, predictions, targets, groups, num_targets, generator)
         if predictions.denoised is not None:
             normalizer = groups.normalizer(num_targets)
-            losses |= self._denoising_losses(predictions.denoised, targets, normalizer)
+            self._add_denoised(losses, predictions.denoised, targets, normalizer, generator)
         if predictions.proposals is not None:
-            losses |= self._proposal_losses(predictions.proposals, targets, num_targets)
+            self._add_proposed(losses, predictions.proposals, targets, num_targets, generator)
         return losses
 
-    def _matched_losses(
-        self, predictions: Predictions, targets: Targets, groups: QueryGroups, num_targets: float
-    ) -> dict[str, Tensor]:
-        """The mean is over matches: over each target as often as it is matched."""
+    def _add_matched(self, losses, predictions, targets, groups, num_targets, generator) -> None:
+        """Adds the losses of the object queries; a target counts as often as it is matched."""
+        predictions, targets = self.prepare(predictions, targets, generator)
         targets = targets.repeated(self.matches_per_target)
-        matches = self.match(predictions, targets, groups)
+        matches = self._timed_match(losses, predictions, targets, groups)
         normalizer = groups.normalizer(num_targets * self.matches_per_target)
-        return self._weighted(predictions, targets, matches, normalizer, "")
+        losses |= self._weighted(predictions, targets, matches, normalizer, "")
 
-    def _denoising_losses(
-        self, denoised: Denoised, targets: Targets, normalizer: float
-    ) -> dict[str, Tensor]:
-        """Each denoising query answers for its own target; the mean is over repetitions too.
+    def _add_denoised(
+        self, losses: Losses, denoised: Denoised, targets: Targets, normalizer: float, generator
+    ) -> None:
+        """Adds the losses of the denoising queries, whose matches are fixed.
 
-        The number of targets is the mean over processes, as DINO has it; DN-DETR's code takes
-        each process's own.
+        The mean is over repetitions too. The number of targets is the mean over processes, as in
+        DINO; DN-DETR's code takes that of each process.
         """
-        predictions = Predictions(denoised.logits, denoised.boxes)
-        fixed = (denoised.query, denoised.target)
-        query, target = (x.expand(len(denoised.logits), -1) for x in fixed)
-        matches = Matches(denoised.image, query, target)
-        return self._weighted(
-            predictions, targets, matches, denoised.repetitions * normalizer, "_dn"
-        )
+        predictions, targets = self.prepare(denoised.predictions, targets, generator)
+        normalizer *= denoised.repetitions
+        losses |= self._weighted(predictions, targets, denoised.matches, normalizer, "_dn")
 
-    def _proposal_losses(
-        self, proposals: Proposals, targets: Targets, num_targets: float
-    ) -> dict[str, Tensor]:
-        """Those of the first stage, matched per group like the rest."""
+    def _add_proposed(
+        self, losses: Losses, proposals: Proposals, targets: Targets, num_targets: float, generator
+    ) -> None:
+        """Adds the losses of the first stage, matched per group like the object queries."""
         if proposals.class_agnostic:
             targets = replace(targets, labels=torch.zeros_like(targets.labels))
-        predictions = Predictions(proposals.logits, proposals.boxes)
-        matches = self.match(predictions, targets, proposals.groups)
+        predictions, targets = self.prepare(proposals.predictions, targets, generator)
+        matches = self._timed_match(losses, predictions, targets, proposals.groups)
         normalizer = proposals.groups.normalizer(num_targets)
-        return self._weighted(predictions, targets, matches, normalizer, "_enc")
+        losses |= self._weighted(predictions, targets, matches, normalizer, "_enc")
 
     def _weighted(
         self,
@@ -112,37 +143,40 @@ class SetCriterion(nn.Module):
         targets: Targets,
         matches: Matches,
         normalizer: float,
-        mark: str,
+        suffix: str,
     ) -> dict[str, Tensor]:
         losses = {}
-        for name, (fn, weight) in self.losses.items():
-            per_layer = weight * fn(predictions, targets, matches) / normalizer  # (L,)
+        for name, (fn, weight, mean_over) in self.losses.items():
+            per_layer = weight * fn(predictions, targets, matches)  # (L,)
+            if mean_over == "targets":
+                per_layer = per_layer / normalizer
             for i, value in enumerate(per_layer.unbind()):
                 layer = "" if i == len(per_layer) - 1 else f"_{i}"
-                losses[name + mark + layer] = value
+                losses[name + suffix + layer] = value
         return losses
+
+    def _timed_match(
+        self, losses: Losses, predictions: Predictions, targets: Targets, groups: QueryGroups
+    ) -> Matches:
+        """Matches, and notes in `losses` how that went."""
+        start = time.perf_counter()
+        matches = self.match(predictions, targets, groups)
+        losses.match_seconds += time.perf_counter() - start
+        losses.non_finite_images += matches.non_finite_images
+        return matches
 
     @torch.no_grad()
     def match(self, predictions: Predictions, targets: Targets, groups: QueryGroups) -> Matches:
-        """The matches of every layer, group and image.
+        """Matches queries with targets in every layer, group and image.
 
-        Costs are computed image by image, each against its own targets alone.
+        Costs are computed image by image, each image against its own targets alone.
         """
-        start = time.perf_counter()
         costs = []
-        for b, target in enumerate(_per_image(targets)):
-            image = Predictions(predictions.logits[:, b], predictions.boxes[:, b])
-            cost = sum(weight * fn(image, target) for fn, weight in self.costs)
+        for b, target in enumerate(targets.of_images()):
+            image = predictions.of_image(b)
+            cost = sum(weight * fn(image, target) for fn, weight, _ in self.costs)
             costs.append(torch.as_tensor(cost))
-        matches = match_groups(costs, groups)
-        self.match_seconds += time.perf_counter() - start
-        self.non_finite_images += matches.non_finite_images
-        return matches
-
-
-def _per_image(targets: Targets) -> list[Targets]:
-    labels, boxes = targets.labels.split(targets.counts), targets.boxes.split(targets.counts)
-    return [Targets(la, bo, [len(la)]) for la, bo in zip(labels, boxes, strict=True)]
+        return match_groups(costs, groups)
 
 
 def average_over_processes(count: float) -> float:

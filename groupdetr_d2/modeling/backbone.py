@@ -59,7 +59,7 @@ def build_swin_backbone(cfg, input_shape: ShapeSpec) -> SwinTransformer:
         window_size=swin.WINDOW_SIZE,
         drop_path_rate=0.0,
         out_indices=[int(name.removeprefix("p")) for name in swin.OUT_FEATURES],
-        use_checkpoint=cfg.MODEL.DETR.CHECKPOINTING,
+        use_checkpoint=cfg.MODEL.DETR.RECOMPUTE,
     )
     blocks = [block for layer in model.layers for block in layer.blocks]
     for i, block in enumerate(blocks):

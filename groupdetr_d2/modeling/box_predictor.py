@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..layers.mlp import MLP
 from ..layers.position_encoding import at_least_float32, inverse_sigmoid
-from ..structures import Predictions
+from ..losses.box2d import BoxPredictions
 
 PRIOR_PROBABILITY = 0.01  # of any class at any query, at the start (RetinaNet's initialisation)
 
@@ -46,18 +46,25 @@ class BoxPredictor(nn.Module):
             nn.init.zeros_(box_head.layers[-1].bias)
         nn.init.constant_(self.layer_box_heads[0].layers[-1].bias[2:], size_bias)
 
-    @property
-    def box_heads(self) -> list[nn.Module]:
-        """One a decoder layer, the same module L times if they are shared."""
-        return list(self.layer_box_heads) * (self.num_layers // len(self.layer_box_heads))
+    def move(self, layer: int, content: Tensor, reference: Tensor) -> Tensor:
+        """A decoder layer's boxes (B, Q, 4) around its references (B, Q, D)."""
+        offset = self.layer_box_heads[layer % len(self.layer_box_heads)](content)
+        return self._place(offset, self._start(reference))
 
-    def forward(self, hidden_states: Tensor, references: Sequence[Tensor]) -> Predictions:
+    def forward(self, hidden_states: Tensor, references: Sequence[Tensor]) -> BoxPredictions:
         """(L, B, Q, C) and L references (B, Q, D) -> float32 logits and boxes."""
-        offsets = at_least_float32(_apply(self.layer_box_heads, hidden_states))  # (L, B, Q, 4)
-        starts = [inverse_sigmoid(x, self.eps) for x in references]
-        starts = [F.pad(x, (0, 4 - x.shape[-1])) for x in starts]  # (B, Q, 4)
-        boxes = (offsets + torch.stack(starts)).sigmoid()
-        return Predictions(at_least_float32(_apply(self.class_heads, hidden_states)), boxes)
+        starts = torch.stack([self._start(x) for x in references])  # (L, B, Q, 4)
+        boxes = self._place(_apply(self.layer_box_heads, hidden_states), starts)
+        return BoxPredictions(at_least_float32(_apply(self.class_heads, hidden_states)), boxes)
+
+    def _start(self, reference: Tensor) -> Tensor:
+        """(B, Q, 2 or 4) in [0, 1] -> logits (B, Q, 4); the size of a point is 0.5."""
+        start = inverse_sigmoid(reference, self.eps)
+        return F.pad(start, (0, 4 - start.shape[-1]))
+
+    @staticmethod
+    def _place(offsets: Tensor, starts: Tensor) -> Tensor:
+        return (at_least_float32(offsets) + starts).sigmoid()
 
 
 def _apply(heads: nn.ModuleList, hidden_states: Tensor) -> Tensor:

@@ -7,17 +7,16 @@ A DETR is three strategies handed to it:
 - a query position, ``(layer, queries, memory) -> QueryPosition``, called ahead of each layer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..groups import QueryGroups
-from ..layers import recompute
 from ..layers.dropout import Dropout
-from ..layers.position_encoding import at_least_float32, inverse_sigmoid
+from ..layers.initialisation import xavier_init
+from ..layers.recompute import run_layer
 from ..structures import Memory, Queries, QueryPosition
 
 
@@ -65,8 +64,7 @@ class Decoder(nn.Module):
             content. The next layer reads the moved reference without its gradient.
         look_forward_twice: whether the box loss of a layer reaches the layer before it through
             the reference that the boxes are predicted from (DAB-DETR, DINO).
-        eps: of the inverse sigmoid in refinement.
-        checkpointing: whether backward computes a layer anew instead of keeping its activations.
+        recompute: whether backward computes a layer anew instead of keeping its activations.
     """
 
     def __init__(
@@ -78,8 +76,7 @@ class Decoder(nn.Module):
         *,
         refine: bool,
         look_forward_twice: bool = False,
-        eps: float = 1e-5,
-        checkpointing: bool = False,
+        recompute: bool = False,
     ):
         super().__init__()
         self.layers = nn.ModuleList(make_layer(i) for i in range(num_layers))
@@ -87,15 +84,18 @@ class Decoder(nn.Module):
         self.norm = norm
         self.refine = refine
         self.look_forward_twice = look_forward_twice
-        self.eps = eps
-        self.checkpointing = checkpointing
+        self.recompute = recompute
+
+    def reset_parameters(self) -> None:
+        """Initialises the layers and the query position as the official codes do."""
+        xavier_init(self)
 
     def forward(
-        self, queries: Queries, memory: Memory, groups: QueryGroups, box_heads: Sequence[nn.Module]
+        self, queries: Queries, memory: Memory, groups: QueryGroups, move: Callable[..., Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """
         Args:
-            box_heads: one a layer, used for refinement; the decoder does not own them.
+            move: the heads' ``(layer, content, reference) -> reference``, used for refinement.
 
         Returns:
             hidden states (L, B, Q, C), and the L references that layers started from, (B, Q, D):
@@ -106,17 +106,11 @@ class Decoder(nn.Module):
             references.append(start)
             position = self.query_position(i, queries, memory)
             args = (queries, position, memory, groups)
-            content = recompute.run(layer, *args, recompute=self.checkpointing)
+            content = run_layer(layer, *args, recompute=self.recompute)
             queries = replace(queries, content=content)
             hidden_states.append(self.norm(queries.content))
             if self.refine and i + 1 < len(self.layers):
-                moved = self._move(queries, box_heads[i])
+                moved = move(i, queries.content, queries.reference)
                 queries = replace(queries, reference=moved.detach())
                 start = moved if self.look_forward_twice else queries.reference
         return torch.stack(hidden_states), references
-
-    def _move(self, queries: Queries, box_head: nn.Module) -> Tensor:
-        """The references (B, Q, 4) after a layer's offset; points become boxes."""
-        offset = at_least_float32(box_head(queries.content))
-        start = inverse_sigmoid(queries.reference, self.eps)
-        return (offset + F.pad(start, (0, 4 - start.shape[-1]))).sigmoid()

@@ -6,9 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..layers import recompute
 from ..layers.dropout import Dropout
+from ..layers.initialisation import xavier_init
 from ..layers.ms_deform_attn import MSDeformAttn
+from ..layers.recompute import run_layer
 from ..structures import Memory
 from .encoder import build_ffn
 from .reference_points import cell_centers, on_padded_maps
@@ -38,7 +39,7 @@ class DeformableEncoder(nn.Module):
     """A stack of deformable layers; what it returns has the level embedding in its positions.
 
     Args:
-        checkpointing: whether backward computes a layer anew instead of keeping its activations.
+        recompute: whether backward computes a layer anew instead of keeping its activations.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class DeformableEncoder(nn.Module):
         num_levels: int,
         num_points: int,
         dropout: float,
-        checkpointing: bool = False,
+        recompute: bool = False,
     ):
         super().__init__()
-        self.checkpointing = checkpointing
+        self.recompute = recompute
         self.level_embedding = nn.Parameter(torch.randn(num_levels, d_model))
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(
@@ -66,6 +67,10 @@ class DeformableEncoder(nn.Module):
             for _ in range(num_layers)
         )
 
+    def reset_parameters(self) -> None:
+        """Initialises the layers as the official code does; the level embedding stays N(0, 1)."""
+        xavier_init(self.layers)
+
     def forward(self, memory: Memory) -> Memory:
         """The memory with encoded features, and positions that tell levels apart."""
         sizes = [h * w for h, w in memory.spatial_shapes]
@@ -73,21 +78,27 @@ class DeformableEncoder(nn.Module):
         memory = replace(memory, pos=torch.cat([pos + level for pos, level in parts], 1))
         reference = on_padded_maps(cell_centers(memory), memory)
         for layer in self.layers:
-            features = recompute.run(layer, memory, reference, recompute=self.checkpointing)
+            features = run_layer(layer, memory, reference, recompute=self.recompute)
             memory = replace(memory, features=features)
         return memory
 
 
-def build_deformable_encoder(cfg) -> DeformableEncoder:
-    """From MODEL.DETR.*: as many levels as IN_FEATURES and EXTRA_LEVELS make."""
+def build_deformable_encoder(
+    cfg, make_ffn: Callable[[], nn.Module] | None = None
+) -> DeformableEncoder:
+    """Builds the encoder from MODEL.DETR.*, with the levels of IN_FEATURES and EXTRA_LEVELS.
+
+    Args:
+        make_ffn: builds the feed-forward network of a layer, if not MODEL.DETR.DIM_FEEDFORWARD.
+    """
     detr = cfg.MODEL.DETR
     return DeformableEncoder(
         detr.ENC_LAYERS,
-        lambda: build_ffn(detr.HIDDEN_DIM, detr.DIM_FEEDFORWARD, detr.DROPOUT),
+        make_ffn or (lambda: build_ffn(detr.HIDDEN_DIM, detr.DIM_FEEDFORWARD, detr.DROPOUT)),
         d_model=detr.HIDDEN_DIM,
         num_heads=detr.NHEADS,
         num_levels=len(detr.IN_FEATURES) + detr.EXTRA_LEVELS,
         num_points=detr.NUM_POINTS,
         dropout=detr.DROPOUT,
-        checkpointing=detr.CHECKPOINTING,
+        recompute=detr.RECOMPUTE,
     )

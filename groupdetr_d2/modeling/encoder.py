@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ..layers import recompute
 from ..layers.attention import MultiheadAttention
 from ..layers.dropout import Dropout, ReluDropout
+from ..layers.initialisation import xavier_init
+from ..layers.recompute import run_layer
 from ..structures import Memory
 
 
@@ -25,18 +26,29 @@ def build_ffn(
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and FFN; padded positions are computed but never looked at."""
+    """Self-attention and a feed-forward network; padded positions are computed but never read.
 
-    def __init__(self, ffn: nn.Module, *, d_model: int, num_heads: int, dropout: float):
+    Args:
+        attention: called as ``attention(features, pos, attn_mask)``, returns an update (B, S, C).
+        ffn: feed-forward network, (B, S, C) -> (B, S, C).
+    """
+
+    def __init__(self, attention: nn.Module, ffn: nn.Module, *, d_model: int, dropout: float):
         super().__init__()
-        self.self_attn = MultiheadAttention(d_model, num_heads, dropout)
+        self.self_attn = attention
         self.ffn = ffn
         self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(2))
         self.dropout = Dropout(dropout)
 
-    def forward(self, features: Tensor, pos: Tensor, barred: Tensor | None) -> Tensor:
-        """(B, S, C), (B, S, C) and bool (B, 1, 1, S) -> (B, S, C)."""
-        features = self.norms[0](features + self.dropout(self.self_attn(features, pos, barred)))
+    def forward(self, features: Tensor, pos: Tensor, attn_mask: Tensor | None) -> Tensor:
+        """Returns updated features (B, S, C).
+
+        Args:
+            features, pos: (B, S, C).
+            attn_mask: (B, 1, 1, S) bool, True on padding, or None.
+        """
+        update = self.self_attn(features, pos, attn_mask)
+        features = self.norms[0](features + self.dropout(update))
         return self.norms[1](features + self.dropout(self.ffn(features)))
 
 
@@ -44,38 +56,57 @@ class TransformerEncoder(nn.Module):
     """A stack of encoder layers.
 
     Args:
-        make_ffn: builds a layer's feed-forward network.
-        pos_scale: what a layer multiplies the positions by, as a function of the features that it
-            reads (DAB-DETR); None leaves them.
-        checkpointing: whether backward computes a layer anew instead of keeping its activations.
+        make_layer: builds a layer.
+        pos_scale: computes from the features that a layer reads what its positions are multiplied
+            by (DAB-DETR); None leaves them unscaled.
+        recompute: whether backward computes a layer anew instead of keeping its activations.
     """
 
     def __init__(
         self,
+        make_layer: Callable[[], nn.Module],
         num_layers: int,
-        make_ffn: Callable[[], nn.Module],
         *,
-        d_model: int,
-        num_heads: int,
-        dropout: float,
         pos_scale: nn.Module | None = None,
-        checkpointing: bool = False,
+        recompute: bool = False,
     ):
         super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(make_ffn(), d_model=d_model, num_heads=num_heads, dropout=dropout)
-            for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(make_layer() for _ in range(num_layers))
         self.pos_scale = pos_scale
-        self.checkpointing = checkpointing
+        self.recompute = recompute
+
+    def reset_parameters(self) -> None:
+        """Initialises the layers and `pos_scale` as the official codes do."""
+        xavier_init(self)
 
     def forward(self, memory: Memory) -> Memory:
-        """The memory with encoded features; its other fields stay."""
+        """Returns the memory with encoded features; its other fields stay."""
         mask = memory.padding_mask
-        barred = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
+        attn_mask = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
         features, pos = memory.features, memory.pos
         for layer in self.layers:
             scale = 1 if self.pos_scale is None else self.pos_scale(features)
-            args = (features, pos * scale, barred)
-            features = recompute.run(layer, *args, recompute=self.checkpointing)
+            args = (features, pos * scale, attn_mask)
+            features = run_layer(layer, *args, recompute=self.recompute)
         return replace(memory, features=features)
+
+
+def build_transformer_encoder(
+    cfg, make_ffn: Callable[[], nn.Module], pos_scale: nn.Module | None = None
+) -> TransformerEncoder:
+    """Builds DETR's encoder from MODEL.DETR.*.
+
+    Args:
+        make_ffn: builds the feed-forward network of a layer.
+        pos_scale: see :class:`TransformerEncoder`.
+    """
+    detr = cfg.MODEL.DETR
+
+    def make_layer() -> EncoderLayer:
+        ffn = make_ffn()  # ahead of the attention, so that a seed gives the weights it always gave
+        attention = MultiheadAttention(detr.HIDDEN_DIM, detr.NHEADS, detr.DROPOUT)
+        return EncoderLayer(attention, ffn, d_model=detr.HIDDEN_DIM, dropout=detr.DROPOUT)
+
+    return TransformerEncoder(
+        make_layer, detr.ENC_LAYERS, pos_scale=pos_scale, recompute=detr.RECOMPUTE
+    )

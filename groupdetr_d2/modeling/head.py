@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..groups import QueryGroups
-from ..layers.ms_deform_attn import MSDeformAttn
 from ..structures import Memory, Predictions, Targets
-from .box_predictor import BoxPredictor
 
 VARIANT_REGISTRY = Registry("DETR variant")
 VARIANT_REGISTRY.__doc__ = """
@@ -21,7 +19,16 @@ DETR variants, by the name that MODEL.DETR.VARIANT gives. A registered function 
 
 
 class DETRHead(nn.Module):
-    """Neck, encoder, queries, denoising, decoder and predictor, which a variant chooses."""
+    """The parts of a DETR that a variant chooses.
+
+    Args:
+        neck: ``(features, padding_mask) -> Memory`` of the projected feature maps.
+        encoder: ``(memory) -> Memory``.
+        queries: ``(memory, groups) -> Queries``.
+        decoder: ``(queries, memory, groups, move) -> (hidden states, references)``.
+        predictor: ``(hidden states, references) -> Predictions``; its ``move`` refines references.
+        denoising: see :class:`groupdetr_d2.modeling.denoising.Denoising`; None for none.
+    """
 
     def __init__(
         self,
@@ -30,7 +37,7 @@ class DETRHead(nn.Module):
         encoder: nn.Module,
         queries: nn.Module,
         decoder: nn.Module,
-        predictor: BoxPredictor,
+        predictor: nn.Module,
         denoising: nn.Module | None = None,
     ):
         super().__init__()
@@ -42,39 +49,29 @@ class DETRHead(nn.Module):
         self.denoising = denoising
 
     def encode(self, features: Mapping[str, Tensor], padding_mask: Tensor | None) -> Memory:
-        """What the decoder will look at; it knows nothing of queries or groups."""
+        """Computes the memory that decoders attend to, which is the same for all groups.
+
+        Args:
+            features: the backbone's outputs by name, (B, channels, H, W) each.
+            padding_mask: (B, height, width) bool of the image batch, True on padding, or None.
+        """
         return self.encoder(self.neck(features, padding_mask))
 
     def decode(
         self, memory: Memory, groups: QueryGroups, targets: Targets | None = None
     ) -> Predictions:
-        """What the queries of `groups` find in the memory; denoising needs the targets."""
-        queries, slots = self.queries(memory, groups), None
+        """Computes what the queries of `groups` predict; `targets` are given in training alone."""
+        queries, layout = self.queries(memory, groups), None
         proposals = queries.proposals
         if self.denoising is not None:
-            queries, groups, slots = self.denoising(queries, groups, targets)
+            queries, groups, layout = self.denoising(queries, groups, targets)
         hidden_states, references = self.decoder(
-            queries, memory, groups, self.predictor.box_heads
+            queries, memory, groups, self.predictor.move
         )  # (L, B, Q, C), L times (B, Q, D)
         predictions = self.predictor(hidden_states, references)
-        if slots is not None:
-            predictions = slots.separate(predictions, groups)
+        if layout is not None:
+            predictions = layout.separate(predictions, groups)
         return replace(predictions, proposals=proposals)
-
-    def forward(
-        self,
-        features: Mapping[str, Tensor],
-        padding_mask: Tensor | None,
-        groups: QueryGroups,
-        targets: Targets | None = None,
-    ) -> Predictions:
-        """
-        Args:
-            features: the backbone's, (B, channels, H, W) by name.
-            padding_mask: (B, height, width) bool of the image batch, True on padding, or None.
-            targets: in training.
-        """
-        return self.decode(self.encode(features, padding_mask), groups, targets)
 
 
 def build_detr_head(cfg, backbone_shape: Mapping[str, ShapeSpec]) -> DETRHead:
@@ -104,18 +101,3 @@ def build_groups(cfg) -> QueryGroups:
         detr.NUM_GROUPS,
         joint_self_attention=detr.JOINT_SELF_ATTENTION,
     )
-
-
-def init_transformer(*modules: nn.Module) -> None:
-    """The official codes' initialisation: Xavier for matrices, zero bias after attention."""
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            if name == "level_embedding":
-                continue  # N(0, 1), like all embeddings
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-            elif name.endswith(("out_proj.bias", "in_proj.bias")):
-                nn.init.zeros_(parameter)
-        for part in module.modules():
-            if isinstance(part, MSDeformAttn):
-                part.reset_parameters()

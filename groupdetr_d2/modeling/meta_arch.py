@@ -1,6 +1,7 @@
 """The meta-architectures: images and targets in, losses or `Instances` out."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from detectron2.config import configurable
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..groups import QueryGroups
 from ..layers.box_ops import box_xyxy_to_cxcywh
-from ..losses.box2d import focal_cost, focal_loss, giou_cost, giou_loss, l1_cost, l1_loss
-from ..losses.criterion import SetCriterion, Term
-from ..structures import Predictions, Targets
+from ..losses.box2d import BoxPredictions, BoxTargets
+from ..losses.criterion import Losses, SetCriterion
+from ..structures import Memory, Predictions, Targets
+from ..tasks.boxes import BOXES
+from ..tasks.task import Task
 from .head import DETRHead, build_detr_head, build_groups
 from .postprocessing import top_k_instances
 
@@ -25,13 +28,15 @@ class LabelError(UserError):
 
 
 class SetPredictor(nn.Module, ABC):
-    """What all tasks share: preprocessing, the choice of groups, the call of the criterion.
+    """The part of a model that all tasks share: choosing groups, calling head and criterion.
 
     Args:
         groups: the groups of training; inference uses the primary one alone.
-        detections_per_image: predictions kept of each image.
+        num_classes: number of classes, which labels have to stay below.
+        detections_per_image: number of predictions kept for each image.
     """
 
+    task: ClassVar[Task]
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -40,31 +45,46 @@ class SetPredictor(nn.Module, ABC):
         self,
         *,
         backbone: nn.Module,
-        head: nn.Module,
-        criterion: nn.Module,
+        head: DETRHead,
+        criterion: SetCriterion,
         groups: QueryGroups,
+        num_classes: int,
         detections_per_image: int,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
     ):
         super().__init__()
-        self.backbone = backbone
-        self.head = head
-        self.criterion = criterion
-        self.groups = groups
+        self.backbone, self.head, self.criterion = backbone, head, criterion
+        self.groups, self.num_classes = groups, num_classes
         self.detections_per_image = detections_per_image
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        """Builds the constructor's arguments."""
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "head": build_detr_head(cfg, backbone.output_shape()),
+            "criterion": cls.task.build_criterion(cfg),
+            "groups": build_groups(cfg),
+            "num_classes": cfg.MODEL.DETR.NUM_CLASSES,
+            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
     @property
     def device(self) -> torch.device:
-        """Where images have to be."""
+        """The device of the parameters, which inputs are moved to."""
         return self.pixel_mean.device
 
     def forward(
         self, batched_inputs: list[dict], num_targets: float | None = None
-    ) -> dict[str, Tensor] | list[dict]:
-        """
+    ) -> Losses | list[dict]:
+        """Computes losses in training, detections in evaluation.
+
         Args:
             batched_inputs: Detectron2's dataset dicts with "image" (3, H, W) and, in training,
                 "instances".
@@ -82,70 +102,67 @@ class SetPredictor(nn.Module, ABC):
         with torch.autocast(self.device.type, enabled=False):
             losses = self.criterion(predictions, targets, groups, num_targets)
         if has_event_storage():
-            seconds = self.criterion.match_seconds
+            seconds = losses.match_seconds
             get_event_storage().put_scalar("match_time", seconds, smoothing_hint=False)
         return losses
 
     def predict(
         self, batched_inputs: list[dict], groups: QueryGroups, targets: Targets | None = None
     ) -> Predictions:
-        """What the queries of `groups` predict, at every decoder layer; targets are denoised."""
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        return self.head(features, padding_mask_of(images), groups, targets)
+        """Computes what the queries of `groups` predict at every decoder layer.
 
-    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalises, then pads with zeros at the bottom and on the right."""
-        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
-        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
-        return ImageList.from_tensors(images)
+        Args:
+            targets: objects that denoising queries are made from; None at inference.
+        """
+        return self.head.decode(self.encode(batched_inputs), groups, targets)
+
+    @abstractmethod
+    def encode(self, batched_inputs: list[dict]) -> Memory:
+        """Computes from the inputs the memory that decoders attend to."""
 
     @abstractmethod
     def build_targets(self, batched_inputs: list[dict]) -> Targets:
-        """The criterion's targets."""
+        """Collects the criterion's targets from the inputs' "instances"."""
 
     @abstractmethod
     def postprocess(self, predictions: Predictions, batched_inputs: list[dict]) -> list[dict]:
-        """The last layer's predictions in Detectron2's output format."""
+        """Turns the last layer's predictions into Detectron2's output format."""
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalises images, then pads them with zeros at the bottom and on the right."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        return ImageList.from_tensors(images)
 
 
 @META_ARCH_REGISTRY.register()
 class GroupDETR(SetPredictor):
     """2D detection with any DETR of `variants/`."""
 
-    head: DETRHead
+    task = BOXES
 
-    @classmethod
-    def from_config(cls, cfg) -> dict:
-        """The arguments of the constructor."""
-        backbone = build_backbone(cfg)
-        return {
-            "backbone": backbone,
-            "head": build_detr_head(cfg, backbone.output_shape()),
-            "criterion": build_box_criterion(cfg),
-            "groups": build_groups(cfg),
-            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+    def encode(self, batched_inputs: list[dict]) -> Memory:
+        """Computes the memory of one image per input."""
+        images = self.preprocess_image(batched_inputs)
+        return self.head.encode(self.backbone(images.tensor), padding_mask_of(images))
 
-    def build_targets(self, batched_inputs: list[dict]) -> Targets:
-        """Labels, and boxes relative to each image's unpadded size."""
+    def build_targets(self, batched_inputs: list[dict]) -> BoxTargets:
+        """Collects labels, and boxes relative to each image's unpadded size."""
         instances = [x["instances"] for x in batched_inputs]
         for x in batched_inputs:
-            check_labels(x, self.head.predictor.num_classes)
+            check_labels(x, self.num_classes)
         labels = torch.cat([x.gt_classes for x in instances])
         boxes_xyxy = torch.cat(
             [x.gt_boxes.tensor / torch.tensor(x.image_size[::-1] * 2) for x in instances]
         )
-        return Targets(
+        return BoxTargets(
             labels.to(self.device, non_blocking=True),
             box_xyxy_to_cxcywh(boxes_xyxy).to(self.device, non_blocking=True),
-            [len(x) for x in instances],
+            counts=[len(x) for x in instances],
         )
 
-    def postprocess(self, predictions: Predictions, batched_inputs: list[dict]) -> list[dict]:
-        """The best detections, scaled to each image's original "height" and "width"."""
+    def postprocess(self, predictions: BoxPredictions, batched_inputs: list[dict]) -> list[dict]:
+        """Returns the best detections, scaled to each image's original "height" and "width"."""
         sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
         results = top_k_instances(
             predictions.logits[-1], predictions.boxes[-1], sizes, self.detections_per_image
@@ -157,7 +174,11 @@ class GroupDETR(SetPredictor):
 
 
 def check_labels(image: dict, num_classes: int) -> None:
-    """Raises a LabelError if a class does not exist in the model."""
+    """Checks the labels of an image.
+
+    Raises:
+        LabelError: a class does not exist in the model.
+    """
     labels = image["instances"].gt_classes
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
@@ -168,7 +189,7 @@ def check_labels(image: dict, num_classes: int) -> None:
 
 
 def padding_mask_of(images: ImageList) -> Tensor | None:
-    """(B, H, W) bool, True on padding; None if no image of the batch is padded."""
+    """Returns (B, H, W) bool, True on padding; None if no image of the batch is padded."""
     height, width = images.tensor.shape[-2:]
     if all(tuple(size) == (height, width) for size in images.image_sizes):
         return None
@@ -178,24 +199,3 @@ def padding_mask_of(images: ImageList) -> Tensor | None:
     rows = torch.arange(height, device=sizes.device)[None, :, None]
     columns = torch.arange(width, device=sizes.device)[None, None, :]
     return (rows >= sizes[:, 0, None, None]) | (columns >= sizes[:, 1, None, None])
-
-
-def build_box_criterion(cfg) -> SetCriterion:
-    """DETR's three costs and losses of boxes. The class cost is 2 in every variant."""
-    detr = cfg.MODEL.DETR
-    if detr.MATCHES_PER_TARGET < 1:
-        number = detr.MATCHES_PER_TARGET
-        raise UserError(f"MODEL.DETR.MATCHES_PER_TARGET is {number}; it must be at least 1")
-    return SetCriterion(
-        costs=[
-            Term(focal_cost, detr.CLASS_COST),
-            Term(l1_cost, detr.L1_COST),
-            Term(giou_cost, detr.GIOU_COST),
-        ],
-        losses={
-            "loss_class": Term(focal_loss, detr.CLASS_WEIGHT),
-            "loss_bbox": Term(l1_loss, detr.L1_WEIGHT),
-            "loss_giou": Term(giou_loss, detr.GIOU_WEIGHT),
-        },
-        matches_per_target=detr.MATCHES_PER_TARGET,
-    )

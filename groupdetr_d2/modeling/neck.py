@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..layers.position_encoding import image_position_embedding
+from ..layers.position_encoding import SinePositionEmbedding
 from ..structures import Memory
 
 
@@ -18,8 +18,8 @@ class Neck(nn.Module):
         in_features: names of the backbone's outputs to use, fine to coarse.
         projections: from each of them to d_model channels; those beyond read the last output (the
             first of them) and one another, each halving the resolution.
-        temperature, offset: of the position embedding; they must match the checkpoint (DAB-DETR
-            has temperature 20, SAM-DETR offset 0.5).
+        position: computes the positions (B, H, W, C) of a feature map from its padding mask
+            (B, H, W); it must be that of the checkpoint.
     """
 
     def __init__(
@@ -27,14 +27,12 @@ class Neck(nn.Module):
         in_features: list[str],
         projections: Sequence[nn.Module],
         *,
-        d_model: int,
-        temperature: float = 10000,
-        offset: float = 0.0,
+        position: nn.Module,
     ):
         super().__init__()
         self.in_features = in_features
         self.projections = nn.ModuleList(projections)
-        self.num_feats, self.temperature, self.offset = d_model // 2, temperature, offset
+        self.position = position
 
     def forward(self, features: dict[str, Tensor], padding_mask: Tensor | None) -> Memory:
         """
@@ -51,10 +49,7 @@ class Neck(nn.Module):
             coarser = projection(coarser)
             maps.append(coarser)
         masks = [_mask_like(x, padding_mask) for x in maps]
-        pos = [
-            image_position_embedding(m, self.num_feats, self.temperature, self.offset)
-            for m in masks
-        ]
+        pos = [self.position(mask) for mask in masks]  # (B, H, W, C) each
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         return Memory(
             features=torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1),  # (B, S, C)
@@ -77,13 +72,11 @@ def _mask_like(feature_map: Tensor, padding_mask: Tensor | None) -> Tensor:
 def build_neck(cfg, backbone_shape) -> Neck:
     """From MODEL.DETR.IN_FEATURES, EXTRA_LEVELS, PROJECTION_NORM and POSITION_*."""
     detr = cfg.MODEL.DETR
-    return Neck(
-        list(detr.IN_FEATURES),
-        build_projections(cfg, backbone_shape),
-        d_model=detr.HIDDEN_DIM,
-        temperature=detr.POSITION_TEMPERATURE,
-        offset=detr.POSITION_OFFSET,
+    position = SinePositionEmbedding(
+        detr.HIDDEN_DIM // 2, detr.POSITION_TEMPERATURE, detr.POSITION_OFFSET
     )
+    projections = build_projections(cfg, backbone_shape)
+    return Neck(list(detr.IN_FEATURES), projections, position=position)
 
 
 def build_projections(cfg, backbone_shape) -> Sequence[nn.Module]:

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..groups import QueryGroups
+from ..layers.initialisation import xavier_init
 from ..layers.mlp import MLP
 from ..layers.position_encoding import at_least_float32
-from ..structures import Memory, Queries
+from ..structures import Memory, Queries, QueryPosition
 
 
 class QueryBank(nn.Module):
@@ -40,6 +41,10 @@ class PositionQueries(nn.Module):
         super().__init__()
         self.bank = QueryBank(groups, d_model)
         self.ref_point_head = MLP(d_model, d_model, 2, 2)
+
+    def reset_parameters(self) -> None:
+        """Initialises the head of the points as the official code does; the bank stays N(0, 1)."""
+        xavier_init(self.ref_point_head)
 
     def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
         """Queries of (B, K*N)."""
@@ -101,3 +106,12 @@ class LearnedAnchorQueries(nn.Module):
         content = F.pad(self.content_bank(groups), (0, self.indicator))  # (K*N, C)
         content, reference = (for_each_image(x, memory) for x in (content, reference))
         return Queries(content=content, reference=reference)
+
+
+class FixedQueryPosition(nn.Module):
+    """A query position that is the learned one at every decoder layer."""
+
+    def forward(self, layer: int, queries: Queries, memory: Memory) -> QueryPosition:
+        """Returns the learned positions of the queries, (B, Q, C)."""
+        assert queries.pos is not None
+        return QueryPosition(queries.pos)

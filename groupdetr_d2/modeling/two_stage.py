@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..groups import QueryGroups
 from ..layers.per_group import GroupLayerNorm, GroupLinear, GroupMLP
 from ..layers.position_encoding import at_least_float32, sine_embedding
+from ..losses.box2d import BoxPredictions
 from ..structures import Memory, Proposals, Queries
 from .box_predictor import PRIOR_PROBABILITY
 from .queries import QueryBank, for_each_image
@@ -90,7 +91,7 @@ class TwoStageQueries(nn.Module):
             index = groups.per_group(best, 1)  # (B, K, N)
             features, proposals = self._propose(tokens, anchors, index, groups)
             best = torch.arange(best.shape[1], device=best.device).expand(best.shape)
-        boxes = gather(proposals.boxes[0], best).detach()  # (B, K*N, 4)
+        boxes = gather(proposals.predictions.boxes[0], best).detach()  # (B, K*N, 4)
         content, pos = self.content(gather(features, best), boxes, memory, groups)
         return Queries(content=content, reference=boxes, pos=pos, proposals=proposals)
 
@@ -120,7 +121,8 @@ class TwoStageQueries(nn.Module):
         offsets = at_least_float32(self.heads.box_head(features, groups))
         boxes = by_image((offsets + by_group(anchors)).sigmoid())
         sizes = QueryGroups(number, groups.num_groups)
-        proposals = Proposals(logits[None], boxes[None], sizes, self.class_agnostic)
+        predictions = BoxPredictions(logits[None], boxes[None])
+        proposals = Proposals(predictions, sizes, self.class_agnostic)
         return by_image(features), proposals
 
 

@@ -1,5 +1,12 @@
-"""DETR variants, a file a paper. Importing this package registers them all."""
+"""DETR variants, one file a paper. Importing this package registers all of them."""
 
-from . import conditional_detr, dab_deformable_detr, dab_detr, deformable_detr, sam_detr
+from . import conditional_detr, dab_deformable_detr, dab_detr, deformable_detr, dino, sam_detr
 
-__all__ = ["conditional_detr", "dab_deformable_detr", "dab_detr", "deformable_detr", "sam_detr"]
+__all__ = [
+    "conditional_detr",
+    "dab_deformable_detr",
+    "dab_detr",
+    "deformable_detr",
+    "dino",
+    "sam_detr",
+]

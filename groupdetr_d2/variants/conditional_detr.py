@@ -12,8 +12,8 @@ from ..layers.mlp import MLP
 from ..layers.position_encoding import sine_embedding
 from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder, DecoderLayer
-from ..modeling.encoder import TransformerEncoder, build_ffn
-from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
+from ..modeling.encoder import build_ffn, build_transformer_encoder
+from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups
 from ..modeling.neck import build_neck
 from ..modeling.queries import PositionQueries
 from ..structures import Memory, Queries, QueryPosition
@@ -28,13 +28,14 @@ class ConditionalSelfAttention(nn.Module):
         self.q_content, self.k_content = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
         self.q_pos, self.k_pos = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
         self.v, self.out_proj = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+        nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, content: Tensor, pos: Tensor, barred: Tensor | None) -> Tensor:
-        """(B, length, C) of one group each; `barred` is (length, length) or None."""
+    def forward(self, content: Tensor, pos: Tensor, attn_mask: Tensor | None) -> Tensor:
+        """(B, length, C) of one group each; `attn_mask` is (length, length) or None."""
         q = self.q_content(content) + self.q_pos(pos)
         k = self.k_content(content) + self.k_pos(pos)
         dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attend(q, k, self.v(content), self.num_heads, barred, dropout))
+        return self.out_proj(attend(q, k, self.v(content), self.num_heads, attn_mask, dropout))
 
 
 class ConditionalCrossAttention(nn.Module):
@@ -47,6 +48,7 @@ class ConditionalCrossAttention(nn.Module):
         self.q_pos = nn.Linear(d_model, d_model) if first_layer else None
         self.q_sine, self.k_pos = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
         self.v, self.out_proj = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+        nn.init.zeros_(self.out_proj.bias)
 
     def forward(
         self, content: Tensor, position: QueryPosition, reference: Tensor, memory: Memory
@@ -54,10 +56,10 @@ class ConditionalCrossAttention(nn.Module):
         """(B, Q, C); keys and values are projected once, for the queries of all groups."""
         q, k = self.queries_and_keys(content, position, memory)
         mask = memory.padding_mask
-        barred = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
+        attn_mask = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
         dropout = self.dropout if self.training else 0.0
         v = self.v(memory.features)
-        return self.out_proj(attend(q, k, v, self.num_heads, barred, dropout))
+        return self.out_proj(attend(q, k, v, self.num_heads, attn_mask, dropout))
 
     def queries_and_keys(
         self, content: Tensor, position: QueryPosition, memory: Memory
@@ -118,19 +120,18 @@ def conditional_detr(cfg, backbone_shape) -> DETRHead:
     def make_ffn() -> nn.Module:
         return build_ffn(d_model, detr.DIM_FEEDFORWARD, dropout)
 
-    encoder = TransformerEncoder(
-        detr.ENC_LAYERS, make_ffn, checkpointing=detr.CHECKPOINTING, **sizes
-    )
+    encoder = build_transformer_encoder(cfg, make_ffn)
     decoder = Decoder(
         lambda i: build_conditional_layer(i, make_ffn(), **sizes),
         detr.DEC_LAYERS,
         ConditionalQueryPosition(d_model),
         nn.LayerNorm(d_model),
         refine=False,
-        checkpointing=detr.CHECKPOINTING,
+        recompute=detr.RECOMPUTE,
     )
     queries = PositionQueries(build_groups(cfg), d_model)
-    init_transformer(encoder, decoder, queries.ref_point_head)
+    for part in (encoder, decoder, queries):
+        part.reset_parameters()
     return DETRHead(
         neck=build_neck(cfg, backbone_shape),
         encoder=encoder,

@@ -1,8 +1,6 @@
-"""DAB-Deformable-DETR (Liu et al., ICLR 2022, arXiv 2201.12329), and by its switches DINO.
+"""DAB-Deformable-DETR (Liu et al., ICLR 2022, arXiv 2201.12329): Deformable DETR with anchor boxes.
 
-Deformable DETR whose queries are anchor boxes. DINO (Zhang et al., ICLR 2023, arXiv 2203.03605) is
-this model with mixed query selection, contrastive denoising, look forward twice, shared heads and a
-norm ahead of them: configs/DINO. DN-DAB-Deformable-DETR is it with DN-DETR's denoising.
+With MODEL.DETR.DENOISING it is DN-DAB-Deformable-DETR (Li et al., CVPR 2022, arXiv 2203.01305).
 """
 
 from torch import nn
@@ -13,11 +11,12 @@ from ..layers.position_encoding import sine_embedding
 from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder
 from ..modeling.deformable_encoder import build_deformable_encoder
-from ..modeling.denoising import ContentDenoising, ContrastiveDenoising, build_denoising
-from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
+from ..modeling.denoising import ContentDenoising
+from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups
 from ..modeling.neck import build_neck
 from ..modeling.queries import LearnedAnchorQueries
-from ..modeling.two_stage import LearnedContent, ProposalHeads, SelectedContent, TwoStageQueries
+from ..modeling.reference_noise import CenterAndSizeNoise, build_denoising
+from ..modeling.two_stage import ProposalHeads, SelectedContent, TwoStageQueries
 from ..structures import Memory, Queries, QueryPosition
 from .deformable_detr import SIZE_BIAS, build_deformable_layer
 
@@ -47,50 +46,45 @@ class BoxQueryPosition(nn.Module):
 
 
 def build_queries(cfg, indicator: int) -> nn.Module:
-    """Learned boxes, or with MODEL.DETR.TWO_STAGE "pure" or "mixed" the first stage's."""
+    """Builds learned boxes, or with MODEL.DETR.TWO_STAGE "pure" the first stage's.
+
+    Raises:
+        UserError: denoising is asked for in a two-stage model.
+    """
     detr, groups = cfg.MODEL.DETR, build_groups(cfg)
     if not detr.TWO_STAGE:
         return LearnedAnchorQueries(groups, detr.HIDDEN_DIM, indicator)
-    if detr.TWO_STAGE not in ("pure", "mixed"):
-        raise UserError(
-            f"MODEL.DETR.TWO_STAGE is {detr.TWO_STAGE!r}; for dab_deformable_detr it can be empty, "
-            "pure (content from the encoder) or mixed (learned content, DINO's)"
-        )
     if indicator:
         raise UserError(
-            "a two-stage model has contrastive denoising: MODEL.DETR.DENOISING.CONTRASTIVE True"
+            "dab_deformable_detr has no denoising with MODEL.DETR.TWO_STAGE: set "
+            "MODEL.DETR.DENOISING.NUM_QUERIES 0, or take the variant dino"
         )
     heads = ProposalHeads(groups, detr.HIDDEN_DIM, detr.NUM_CLASSES)
-    is_mixed = detr.TWO_STAGE == "mixed"
-    content = LearnedContent(groups, detr.HIDDEN_DIM) if is_mixed else SelectedContent()
-    return TwoStageQueries(heads, content)
+    return TwoStageQueries(heads, SelectedContent())
 
 
 @VARIANT_REGISTRY.register()
 def dab_deformable_detr(cfg, backbone_shape) -> DETRHead:
-    """DAB-Deformable-DETR from MODEL.DETR.*."""
+    """Builds DAB-Deformable-DETR from MODEL.DETR.*."""
     detr = cfg.MODEL.DETR
     encoder = build_deformable_encoder(cfg)
     decoder = Decoder(
         lambda _: build_deformable_layer(cfg),
         detr.DEC_LAYERS,
-        BoxQueryPosition(detr.HIDDEN_DIM, scaled=detr.QUERY_SCALE),
-        nn.LayerNorm(detr.HIDDEN_DIM) if detr.DECODER_NORM else nn.Identity(),
+        BoxQueryPosition(detr.HIDDEN_DIM, scaled=True),
+        nn.Identity(),
         refine=True,
-        look_forward_twice=detr.LOOK_FORWARD_TWICE,
-        eps=EPS,
-        checkpointing=detr.CHECKPOINTING,
+        recompute=detr.RECOMPUTE,
     )
-    init_transformer(encoder, decoder)
-    kind = ContrastiveDenoising if detr.DENOISING.CONTRASTIVE else ContentDenoising
-    denoising = build_denoising(cfg, kind, EPS)
+    encoder.reset_parameters()
+    decoder.reset_parameters()
+    denoising = build_denoising(cfg, ContentDenoising, CenterAndSizeNoise, EPS)
+    size_bias = 0.0 if detr.TWO_STAGE else SIZE_BIAS
     return DETRHead(
         neck=build_neck(cfg, backbone_shape),
         encoder=encoder,
-        queries=build_queries(cfg, kind.indicator if denoising else 0),
+        queries=build_queries(cfg, ContentDenoising.indicator if denoising else 0),
         decoder=decoder,
         denoising=denoising,
-        predictor=build_box_predictor(
-            cfg, shared=detr.SHARED_HEADS, eps=EPS, size_bias=0.0 if detr.TWO_STAGE else SIZE_BIAS
-        ),
+        predictor=build_box_predictor(cfg, shared=False, eps=EPS, size_bias=size_bias),
     )

@@ -10,11 +10,12 @@ from ..layers.mlp import MLP
 from ..layers.position_encoding import sine_embedding
 from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder
-from ..modeling.denoising import LabelDenoising, build_denoising
-from ..modeling.encoder import TransformerEncoder, build_ffn
-from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
+from ..modeling.denoising import LabelDenoising
+from ..modeling.encoder import build_ffn, build_transformer_encoder
+from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups
 from ..modeling.neck import build_neck
 from ..modeling.queries import AnchorQueries
+from ..modeling.reference_noise import CenterAndSizeNoise, build_denoising
 from ..structures import Memory, Queries, QueryPosition
 from .conditional_detr import build_conditional_layer
 
@@ -57,13 +58,7 @@ def dab_detr(cfg, backbone_shape) -> DETRHead:
     def make_ffn() -> nn.Module:
         return build_ffn(d_model, detr.DIM_FEEDFORWARD, dropout, "prelu")
 
-    encoder = TransformerEncoder(
-        detr.ENC_LAYERS,
-        make_ffn,
-        pos_scale=MLP(d_model, d_model, d_model, 2),
-        checkpointing=detr.CHECKPOINTING,
-        **sizes,
-    )
+    encoder = build_transformer_encoder(cfg, make_ffn, MLP(d_model, d_model, d_model, 2))
     decoder = Decoder(
         lambda i: build_conditional_layer(i, make_ffn(), **sizes),
         detr.DEC_LAYERS,
@@ -71,15 +66,15 @@ def dab_detr(cfg, backbone_shape) -> DETRHead:
         nn.LayerNorm(d_model),
         refine=True,
         look_forward_twice=True,
-        eps=EPS,
-        checkpointing=detr.CHECKPOINTING,
+        recompute=detr.RECOMPUTE,
     )
-    init_transformer(encoder, decoder)
+    encoder.reset_parameters()
+    decoder.reset_parameters()
     return DETRHead(
         neck=build_neck(cfg, backbone_shape),
         encoder=encoder,
         queries=AnchorQueries(build_groups(cfg), d_model),
         decoder=decoder,
-        denoising=build_denoising(cfg, LabelDenoising, EPS),
+        denoising=build_denoising(cfg, LabelDenoising, CenterAndSizeNoise, EPS),
         predictor=build_box_predictor(cfg, shared=True, eps=EPS),
     )

@@ -12,12 +12,12 @@ from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder, DecoderLayer
 from ..modeling.deformable_encoder import build_deformable_encoder
 from ..modeling.encoder import build_ffn
-from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
+from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups
 from ..modeling.neck import build_neck
-from ..modeling.queries import LearnedQueries
+from ..modeling.queries import FixedQueryPosition, LearnedQueries
 from ..modeling.reference_points import on_padded_maps
 from ..modeling.two_stage import BoxContent, ProposalHeads, TwoStageQueries
-from ..structures import Memory, Queries, QueryPosition
+from ..structures import Memory, QueryPosition
 
 EPS = 1e-5  # of the inverse sigmoid
 SIZE_BIAS = -2.0  # boxes start small, unless the first stage has set their size
@@ -48,15 +48,6 @@ class DeformableCrossAttention(nn.Module):
         """Where it looks, see :meth:`MSDeformAttn.sampling_points`."""
         query, reference = content + position.pos, on_padded_maps(reference, memory)
         return self.attention.sampling_points(query, reference, memory.spatial_shapes)
-
-
-class FixedQueryPosition(nn.Module):
-    """The same learned position at every layer."""
-
-    def forward(self, layer: int, queries: Queries, memory: Memory) -> QueryPosition:
-        """(B, Q, C)."""
-        assert queries.pos is not None
-        return QueryPosition(queries.pos)
 
 
 def build_deformable_layer(cfg) -> DecoderLayer:
@@ -97,10 +88,10 @@ def deformable_detr(cfg, backbone_shape) -> DETRHead:
         FixedQueryPosition(),
         nn.Identity(),
         refine=detr.BOX_REFINE,
-        eps=EPS,
-        checkpointing=detr.CHECKPOINTING,
+        recompute=detr.RECOMPUTE,
     )
-    init_transformer(encoder, decoder)
+    encoder.reset_parameters()
+    decoder.reset_parameters()
     size_bias = 0.0 if detr.TWO_STAGE else SIZE_BIAS
     return DETRHead(
         neck=build_neck(cfg, backbone_shape),

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import recompute
 from ..layers.attention import attend
 from ..layers.box_ops import box_cxcywh_to_xyxy
 from ..layers.mlp import MLP
 from ..layers.position_encoding import at_least_float32, sine_embedding
+from ..layers.recompute import run_layer
 from ..layers.roi_align import roi_align, sample_regions
 from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder, DecoderLayer
-from ..modeling.deformable_encoder import DeformableEncoder
-from ..modeling.encoder import TransformerEncoder, build_ffn
-from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups, init_transformer
+from ..modeling.deformable_encoder import build_deformable_encoder
+from ..modeling.encoder import build_ffn, build_transformer_encoder
+from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups
 from ..modeling.neck import build_neck
 from ..modeling.queries import AnchorQueries
 from ..structures import Memory, Queries, QueryPosition, sizes_of
@@ -67,7 +67,7 @@ class SemanticAligner(nn.Module):
         # features of all regions would be the largest tensor of the model: a part at a time, and
         # backward makes them anew
         parts = [
-            recompute.run(self._sample, feature_map, part, recompute=True)
+            run_layer(self._sample, feature_map, part, recompute=True)
             for part in rois.split(max(1, CHUNK // columns), dim=1)
         ]
         contents, points = zip(*parts, strict=True)
@@ -101,6 +101,7 @@ class SemanticAlignedCrossAttention(nn.Module):
         self.q_sine = MLP(d_model, d_model, d_model, 2)
         self.k_sine = MLP(d_model, d_model, d_model, 2)
         self.v, self.out_proj = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+        nn.init.zeros_(self.out_proj.bias)
 
     def forward(
         self, content: Tensor, position: QueryPosition, reference: Tensor, memory: Memory
@@ -134,13 +135,13 @@ class SemanticAlignedCrossAttention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, memory: Memory) -> Tensor:
         """(B, Q, C); with Gaussians in float32, since their square cancels in half precision."""
         mask, v = memory.padding_mask, self.v(memory.features)
-        barred = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
+        attn_mask = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
         dropout = self.dropout if self.training else 0.0
         if not self.gaussian:
-            return attend(q, k, v, self.num_heads, barred, dropout)
+            return attend(q, k, v, self.num_heads, attn_mask, dropout)
         with torch.autocast(q.device.type, enabled=False):
             q, k, v = (at_least_float32(x) for x in (q, k, v))
-            return attend(q, k, v, self.num_heads, barred, dropout)
+            return attend(q, k, v, self.num_heads, attn_mask, dropout)
 
 
 def append_gaussian(
@@ -215,9 +216,10 @@ def sam_detr(cfg, backbone_shape) -> DETRHead:
         CenterQueryPosition(d_model),
         nn.Identity(),
         refine=True,
-        checkpointing=detr.CHECKPOINTING,
+        recompute=detr.RECOMPUTE,
     )
-    init_transformer(encoder, decoder)
+    encoder.reset_parameters()
+    decoder.reset_parameters()
     return DETRHead(
         neck=build_neck(cfg, backbone_shape),
         encoder=encoder,
@@ -228,10 +230,8 @@ def sam_detr(cfg, backbone_shape) -> DETRHead:
 
 
 def build_sam_encoder(cfg) -> nn.Module:
-    """DETR's on one level; on several the deformable one, whose FFN is half as wide."""
+    """Builds DETR's encoder for one level; for several the deformable one with half the width."""
     detr = cfg.MODEL.DETR
-    sizes = {"d_model": detr.HIDDEN_DIM, "num_heads": detr.NHEADS, "dropout": detr.DROPOUT}
-    sizes["checkpointing"] = detr.CHECKPOINTING
     num_levels = len(detr.IN_FEATURES)
     width = detr.DIM_FEEDFORWARD if num_levels == 1 else detr.DIM_FEEDFORWARD // 2
 
@@ -239,7 +239,5 @@ def build_sam_encoder(cfg) -> nn.Module:
         return build_ffn(detr.HIDDEN_DIM, width, detr.DROPOUT)
 
     if num_levels == 1:
-        return TransformerEncoder(detr.ENC_LAYERS, make_ffn, **sizes)
-    return DeformableEncoder(
-        detr.ENC_LAYERS, make_ffn, num_levels=num_levels, num_points=detr.NUM_POINTS, **sizes
-    )
+        return build_transformer_encoder(cfg, make_ffn)
+    return build_deformable_encoder(cfg, make_ffn)

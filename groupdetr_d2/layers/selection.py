@@ -1,0 +1,24 @@
+"""The choice of detections among the predictions of all queries."""
+
+import torch
+from torch import Tensor
+
+from .box_ops import box_cxcywh_to_xyxy
+
+
+def top_k(logits: Tensor, boxes: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Selects the k best (query, class) pairs of each image; no NMS and no threshold.
+
+    Args:
+        logits: (B, N, H).
+        boxes: (B, N, 4) cxcywh in [0, 1].
+
+    Returns:
+        boxes xyxy in [0, 1] (B, k, 4), scores (B, k), classes (B, k); best first.
+    """
+    num_classes = logits.shape[-1]
+    k = min(k, logits.shape[1] * num_classes)
+    scores, index = logits.sigmoid().flatten(1).topk(k, dim=1)  # (B, k)
+    query = torch.div(index, num_classes, rounding_mode="floor")
+    boxes_xyxy = box_cxcywh_to_xyxy(boxes).gather(1, query[..., None].expand(-1, -1, 4))
+    return boxes_xyxy, scores, index % num_classes

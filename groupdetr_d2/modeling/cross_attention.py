@@ -1,0 +1,34 @@
+"""DETR's cross-attention: positions are added to queries and keys (Carion et al., ECCV 2020)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.attention import attend
+from ..structures import Memory, QueryPosition
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from queries to the memory; the reference is not read.
+
+    Query, key and value projections are one matrix, as in `torch.nn.MultiheadAttention`.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.in_proj = nn.Linear(d_model, 3 * d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self, content: Tensor, position: QueryPosition, reference: Tensor, memory: Memory
+    ) -> Tensor:
+        """Returns the update (B, Q, C) of the content (B, Q, C)."""
+        inputs = (content + position.pos, memory.features + memory.pos, memory.features)
+        projections = zip(self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3), strict=True)
+        q, k, v = (F.linear(x, *p) for x, p in zip(inputs, projections, strict=True))
+        mask = memory.padding_mask
+        attn_mask = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
+        dropout = self.dropout if self.training else 0.0
+        return self.out_proj(attend(q, k, v, self.num_heads, attn_mask, dropout))

@@ -1,0 +1,192 @@
+"""2D boxes: COCO's box AP, and detections with a class, a score and a box."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.transforms import HFlipTransform
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
+from torch import Tensor
+
+from ..data.detr_augmentation import build_detr_augmentation
+from ..data.loader import SeededMapper
+from ..errors import UserError
+from ..evaluation.detection_curves import ImageResult, box_overlaps
+from ..evaluation.drawing import draw_boxes
+from ..evaluation.fusion import merge_by_fusion
+from ..layers.selection import top_k
+from ..losses.box2d import BoxPredictions, giou_cost, giou_loss, l1_cost, l1_loss
+from ..losses.classification import focal_cost, focal_loss
+from ..losses.criterion import SetCriterion, Term
+from ..structures import sizes_of
+from .task import ExportedOutputs, Task
+
+FIELDS = ("bbox", "bbox_mode", "category_id", "iscrowd")
+EXPORTED_PIXELS, EXPORTED_SCORE = 1.0, 1e-3  # largest difference of an equal detection
+
+
+def build_mapper(cfg, is_train: bool) -> SeededMapper:
+    """Builds DETR's augmentation with the seed of the run."""
+    return SeededMapper(
+        build_detr_augmentation(cfg, is_train),
+        image_format=cfg.INPUT.FORMAT,
+        is_train=is_train,
+        seed=cfg.SEED,
+        annotation_fields=FIELDS,
+        keeps_original=not is_train and cfg.TEST.AUG.ENABLED,
+    )
+
+
+def build_criterion(cfg) -> SetCriterion:
+    """Builds DETR's three costs and losses of boxes. The class cost is 2 in every variant.
+
+    Raises:
+        UserError: MODEL.DETR.MATCHES_PER_TARGET is below 1.
+    """
+    detr = cfg.MODEL.DETR
+    if detr.MATCHES_PER_TARGET < 1:
+        number = detr.MATCHES_PER_TARGET
+        raise UserError(f"MODEL.DETR.MATCHES_PER_TARGET is {number}; it must be at least 1")
+    return SetCriterion(
+        costs=[
+            Term(focal_cost, detr.CLASS_COST),
+            Term(l1_cost, detr.L1_COST),
+            Term(giou_cost, detr.GIOU_COST),
+        ],
+        losses={
+            "loss_class": Term(focal_loss, detr.CLASS_WEIGHT),
+            "loss_bbox": Term(l1_loss, detr.L1_WEIGHT),
+            "loss_giou": Term(giou_loss, detr.GIOU_WEIGHT),
+        },
+        matches_per_target=detr.MATCHES_PER_TARGET,
+    )
+
+
+def build_evaluator(dataset: str, folder: str | None) -> COCOEvaluator:
+    """Builds COCO's evaluator of box AP."""
+    return COCOEvaluator(dataset, ("bbox",), output_dir=folder)
+
+
+def read_results(dataset: str, results_file: Path) -> list[ImageResult]:
+    """Reads the detections that COCO's evaluator left, beside the ground truth of each image."""
+    found = defaultdict(list)
+    for record in json.loads(results_file.read_text()):
+        found[record["image_id"]].append(record)
+    classes = MetadataCatalog.get(dataset).get("thing_dataset_id_to_contiguous_id", {})
+    return [
+        _image_result(d, sorted(found[d["image_id"]], key=lambda r: -r["score"]), classes)
+        for d in DatasetCatalog.get(dataset)
+    ]
+
+
+def _image_result(d: dict, records: list[dict], classes: dict[int, int]) -> ImageResult:
+    annotations = d.get("annotations", ())
+    true = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    found = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in records)]
+    true_boxes, boxes = (np.array(x, dtype=np.float64).reshape(-1, 4) for x in (true, found))
+    crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
+    true_classes = np.array([a["category_id"] for a in annotations], dtype=int)
+    found_classes = [classes.get(r["category_id"], r["category_id"]) for r in records]
+    scores = np.array([r["score"] for r in records], dtype=np.float64)
+    size = (d["height"], d["width"])
+    truth = Instances(size, gt_boxes=Boxes(true_boxes), gt_classes=torch.from_numpy(true_classes))
+    detections = Instances(size, pred_boxes=Boxes(boxes), scores=torch.from_numpy(scores))
+    detections.pred_classes = torch.tensor(found_classes, dtype=torch.int64)
+    return ImageResult(
+        name=d["file_name"],
+        true_classes=true_classes,
+        crowd=crowd,
+        classes=np.array(found_classes, dtype=int),
+        scores=scores,
+        overlaps=box_overlaps(boxes, true_boxes, crowd),
+        truth=truth,
+        found=detections,
+    )
+
+
+def records(instances: Instances, names: Sequence[str]) -> list[dict]:
+    """Lists detections as plain values: "class", "score", "box" x1 y1 x2 y2 in pixels."""
+    return [
+        {"class": names[category], "score": score, "box": [round(x, 2) for x in box]}
+        for box, score, category in zip(
+            instances.pred_boxes.tensor.tolist(),
+            instances.scores.tolist(),
+            instances.pred_classes.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def flat_record(record: dict) -> dict:
+    """Gives the corners of a record's box names of their own."""
+    corners = dict(zip(("x1", "y1", "x2", "y2"), record["box"], strict=True))
+    return {"class": record["class"], "score": record["score"], **corners}
+
+
+def coco_record(record: dict) -> dict:
+    """The box of a record as COCO's results have it: x, y, width, height."""
+    x1, y1, x2, y2 = record["box"]
+    return {"bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]}
+
+
+def draw(image: np.ndarray, instances: Instances, names: Sequence[str]) -> np.ndarray:
+    """Draws boxes, class names and, of predictions, scores on a copy of the image."""
+    kind = "pred" if instances.has("pred_boxes") else "gt"
+    boxes, classes = instances.get(f"{kind}_boxes"), instances.get(f"{kind}_classes")
+    height, width = instances.image_size
+    scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
+    scores = instances.scores if instances.has("scores") else None
+    return draw_boxes(image, boxes.tensor.cpu().numpy() * scale, classes, names, scores)
+
+
+def flip(instances: Instances, width: int) -> Instances:
+    """Mirrors detections on an image of that width, in place."""
+    boxes = HFlipTransform(width).apply_box(instances.pred_boxes.tensor.numpy())
+    instances.pred_boxes = Boxes(torch.as_tensor(boxes))
+    return instances
+
+
+def select_outputs(
+    predictions: BoxPredictions, size: tuple[int, int], k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Selects boxes (B, k, 4) xyxy in pixels, scores (B, k) and labels (B, k), best first."""
+    boxes, scores, labels = top_k(predictions.logits[-1], predictions.boxes[-1], k)
+    return boxes * sizes_of((size,), boxes).repeat(1, 2), scores, labels
+
+
+def are_equal(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> np.ndarray:
+    """Compares every two detections of an image by box, score and label, (B, k, k) bool."""
+    pairs = ((a[:, :, None], b[:, None]) for a, b in zip(expected, found, strict=True))
+    box, score, label = (a - b for a, b in pairs)  # (B, k, k, ...)
+    is_near = (np.abs(box).max(-1) < EXPORTED_PIXELS) & (np.abs(score) < EXPORTED_SCORE)
+    return is_near & (label == 0)
+
+
+BOXES = Task(
+    metric="bbox/AP",
+    annotation_fields=FIELDS,
+    shown_losses=("loss_class", "loss_bbox", "loss_giou"),
+    build_mapper=build_mapper,
+    build_criterion=build_criterion,
+    build_evaluator=build_evaluator,
+    results_file="coco_instances_results.json",
+    read_results=read_results,
+    records=records,
+    flat_record=flat_record,
+    coco_record=coco_record,
+    draw=draw,
+    flip=flip,
+    merge=merge_by_fusion,
+    exported=ExportedOutputs(
+        names=("boxes", "scores", "labels"),
+        select=select_outputs,
+        are_equal=are_equal,
+        description="boxes: (batch, {k}, 4) x1 y1 x2 y2 in pixels of the input; scores, labels: "
+        "(batch, {k})",
+    ),
+)
