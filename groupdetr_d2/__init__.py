@@ -11,7 +11,7 @@ __all__ = ["Predictor", "add_groupdetr_config", "modeling", "variants"]
 try:
     from . import modeling, variants
     from .config import add_groupdetr_config
-    from .predictor import Predictor
+    from .inference.predictor import Predictor
 except ModuleNotFoundError as error:
     if sys.argv[1:2] != ["env"]:  # `python -m groupdetr_d2 env` is there to say what is missing
         raise ModuleNotFoundError(

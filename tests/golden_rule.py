@@ -16,8 +16,7 @@ from detectron2.structures import Boxes, Instances
 
 from groupdetr_d2.checkpoint.official import COCO_CATEGORY_IDS
 from groupdetr_d2.layers.box_ops import box_cxcywh_to_xyxy
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 FOLDER = ROOT / "tests" / "data" / "goldens"
 SIZES = ((96, 128), (128, 112))

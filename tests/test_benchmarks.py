@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from groupdetr_d2.analysis import sweep
-
-from .conftest import ROOT, SHRINK, SMALL_BACKBONE
+from tests.conftest import ROOT, SHRINK, SMALL_BACKBONE
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu_campaign  # noqa: E402  a script beside its neighbours

@@ -15,8 +15,7 @@ from groupdetr_d2.layers.per_group import PerGroup
 from groupdetr_d2.modeling.denoising import Noise
 from groupdetr_d2.modeling.meta_arch import padding_mask_of
 from groupdetr_d2.modeling.queries import QueryBank
-
-from .conftest import ROOT, SHRINK, all_configs, make_batch, randomize_heads
+from tests.conftest import ROOT, SHRINK, all_configs, make_batch, randomize_heads
 
 N, K = 6, 3
 

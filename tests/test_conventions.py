@@ -7,8 +7,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from groupdetr_d2.config import add_groupdetr_config
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 PACKAGE = ROOT / "groupdetr_d2"
 FILES = sorted(PACKAGE.rglob("*.py"))

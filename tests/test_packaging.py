@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from groupdetr_d2.config_files import find_config
-
-from .conftest import ROOT
+from groupdetr_d2.config.files import find_config
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def test_the_page_of_keys_is_that_of_the_code():
     spec = importlib.util.spec_from_file_location("write_config_page", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    expected = module.page((ROOT / "groupdetr_d2/config.py").read_text())
+    expected = module.page((ROOT / "groupdetr_d2/config/keys.py").read_text())
     assert (ROOT / "docs/config.md").read_text() == expected
     for key in ("MODEL.DETR.NUM_GROUPS", "SOLVER.ON_NONFINITE", "DATASETS.CUSTOM.TRAIN_JSON"):
         assert f"| `{key}` |" in expected

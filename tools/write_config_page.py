@@ -1,4 +1,4 @@
-"""Writes docs/config.md from the comments of groupdetr_d2/config.py.
+"""Writes docs/config.md from the comments of groupdetr_d2/config/keys.py.
 
 python tools/write_config_page.py
 """
@@ -13,7 +13,7 @@ What this plugin adds to
 [Detectron2's keys](https://detectron2.readthedocs.io/en/latest/modules/config.html#yaml-config-references),
 and those of Detectron2 whose default it changes. Any of them can stand in a yaml or, as
 `KEY VALUE`, at the end of a command. `tools/write_config_page.py` writes this page from the
-comments of `groupdetr_d2/config.py`.
+comments of `groupdetr_d2/config/keys.py`.
 
 | key | default | what it is |
 |---|---|---|
@@ -22,7 +22,7 @@ comments of `groupdetr_d2/config.py`.
 
 def main() -> None:
     """Writes the page."""
-    (ROOT / "docs/config.md").write_text(page((ROOT / "groupdetr_d2/config.py").read_text()))
+    (ROOT / "docs/config.md").write_text(page((ROOT / "groupdetr_d2/config/keys.py").read_text()))
 
 
 def page(source: str) -> str:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluation.drawing import class_colour, sheet
+from ..inference.predictor import Predictor
 from ..layers.attention import attention_maps
-from ..predictor import Predictor
 from ..structures import Memory
 from ..variants.conditional_detr import ConditionalCrossAttention
 from ..variants.deformable_detr import DeformableCrossAttention

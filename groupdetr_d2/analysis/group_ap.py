@@ -11,8 +11,8 @@ import torch
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Instances
 
-from ..evaluation.by_group import detections_by_group
 from ..evaluation.fusion import merge_by_fusion, merge_by_nms
+from ..inference.by_group import detections_by_group
 from .output import new_figure, save_figure, write_csv
 from .trained_model import TrainedModel, add_weights_arguments, load
 

@@ -20,9 +20,9 @@ from ..data.detr_augmentation import build_detr_augmentation
 from ..data.loader import SeededMapper
 from ..engine.setup import check_data, override, settle_config
 from ..errors import UserError
+from ..inference.predictor import config_of, read_checkpoint
 from ..modeling.meta_arch import SetPredictor
 from ..modeling.two_stage import TwoStageQueries
-from ..predictor import config_of, read_checkpoint
 from ..tasks.task import task_of
 
 

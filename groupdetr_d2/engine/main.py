@@ -7,10 +7,10 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 
 from ..checkpoint import GroupCheckpointer
+from ..checkpoint.run_info import RunInfo
 from ..data.checks import check_annotations
-from ..evaluation.augmented import build_evaluated_model
+from ..inference.augmented import build_evaluated_model
 from .report import evaluate_results_file, next_commands, write_report
-from .run_info import RunInfo
 from .setup import CUSTOM_FLAGS, check_data, setup_config
 from .trainer import Trainer
 

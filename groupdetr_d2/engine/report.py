@@ -16,8 +16,8 @@ from ..checkpoint.files import read_file, write_safely
 from ..data.loader import TrainingSet, build_train_loader
 from ..evaluation import html_report
 from ..evaluation.drawing import draw_curves, draw_tile, sheet
+from ..evaluation.evaluation_report import Evaluation, results_file_of, write_evaluation
 from ..tasks.task import task_of
-from .evaluation_report import Evaluation, results_file_of, write_evaluation
 
 logger = logging.getLogger(__name__)
 FIRST_BATCHES, FIRST_IMAGES = 2, 16

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_groupdetr_config
-from ..config_files import find_config
+from ..config.files import find_config
 from ..data.checks import DatasetError, check_classes
 from ..data.custom import register_custom_datasets
 from ..data.shapes import register_shapes

@@ -14,22 +14,22 @@ from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from torch import nn
 
 from ..checkpoint import GroupCheckpointer
+from ..checkpoint.run_info import RunInfo
 from ..data.checks import check_annotations
 from ..data.loader import TrainingSet, build_test_loader, build_train_loader
 from ..data.workers import check_shared_memory
 from ..errors import UserError
-from ..evaluation.augmented import build_evaluated_model
+from ..evaluation.evaluation_report import Evaluation
+from ..inference.augmented import build_evaluated_model
 from ..tasks.task import task_of
 from .best import Best, BestHook, NoImprovement
 from .checkpointing import CheckpointHook
 from .compiling import CompileReport, compile_parts
 from .ema import MeanWeights, MeanWeightsHook
-from .evaluation_report import Evaluation
 from .freezing import freeze
 from .interruption import StopSignals
 from .progress import ProgressPrinter
 from .report import ReportHook, evaluate_results_file
-from .run_info import RunInfo
 from .solver import amp_dtype_of, build_optimizer
 from .train_step import TrainStep
 

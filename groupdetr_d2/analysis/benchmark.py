@@ -1,0 +1,69 @@
+"""Measures a training step at several numbers of groups: time, its shares, memory, FLOPs."""
+
+import argparse
+import json
+import sys
+
+from tabulate import tabulate
+
+from ..engine.launch import report_errors
+from ..engine.setup import build_config
+from .step_cost import count_flops, measure_step, run_apart
+
+
+def main(argv: list[str]) -> int:
+    """Prints a table; every K is measured in a process of its own, so that peaks do not mix."""
+    parser = argparse.ArgumentParser(prog="groupdetr_d2 benchmark", description=__doc__)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--num-groups", type=int, nargs="+", default=[1, 11], metavar="K")
+    parser.add_argument("--image-size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--objects", type=int, default=7, help="targets of each image")
+    parser.add_argument("--steps", type=int, default=7, help="measured steps, after two more")
+    parser.add_argument("--device", default="auto", help="cpu, cuda; what is there if not given")
+    parser.add_argument("--evaluate", action="store_true", help="measure inference instead")
+    parser.add_argument("--json", action="store_true", help="print the raw numbers")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides: KEY VALUE ...")
+    args = parser.parse_args(argv)
+    with report_errors():
+        results = [run_apart(measure, args, k) for k in args.num_groups]
+    sys.stdout.write(json.dumps(results) if args.json else format_table(results))
+    sys.stdout.write("\n")
+    return 0
+
+
+def measure(args: argparse.Namespace, num_groups: int) -> dict:
+    """The numbers of one K in this process."""
+    cfg = build_config(args.config_file, args.opts)
+    cfg.MODEL.DETR.NUM_GROUPS = num_groups
+    size = tuple(args.image_size)
+    flops = count_flops(cfg, size, args.batch_size, backward=not args.evaluate)
+    if args.device != "auto":
+        cfg.MODEL.DEVICE = args.device
+    cost = measure_step(
+        cfg,
+        size,
+        args.batch_size,
+        num_objects=args.objects,
+        steps=args.steps,
+        training=not args.evaluate,
+    )
+    return {"K": num_groups, "flops": flops, **cost}
+
+
+def format_table(results: list[dict]) -> str:
+    """One row a K; ratios are to the first."""
+    first, rows = results[0], []
+    for r in results:
+        row = {
+            "K": r["K"],
+            "step s (min-max)": f"{r['seconds']:.3f} ({r['fastest']:.3f}-{r['slowest']:.3f})",
+            "x time": f"{r['seconds'] / first['seconds']:.2f}",
+            "GFLOP": f"{r['flops'] / 1e9:.0f}",
+            "x FLOP": f"{r['flops'] / first['flops']:.2f}",
+            "peak MiB": f"{r['peak_mib']:.0f}",
+            "x memory": f"{r['peak_mib'] / first['peak_mib']:.2f}",
+        }
+        shares = {f"{name} %": f"{100 * share:.1f}" for name, share in r["shares"].items()}
+        rows.append(row | shares)
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)

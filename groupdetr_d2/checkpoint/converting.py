@@ -1,0 +1,155 @@
+"""Converts an official checkpoint to this package's key names."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from detectron2.modeling import build_model
+
+from ..config.files import config_folder
+from ..engine.launch import report_errors
+from ..engine.setup import build_config
+from . import (
+    CheckpointError,
+    conditional_detr,
+    dab_deformable_detr,
+    dab_detr,
+    deformable_detr,
+    dino,
+    dn_detr,
+    hugging_face,
+    hugging_face_deformable,
+    sam_detr,
+)
+from .run_info import RunInfo
+
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+# per source: the converter and the configuration whose model must be filled
+CONDITIONAL_DETR = "ConditionalDETR/conditional_detr_R_50_50ep.yaml"
+SOURCES: dict[str, tuple[Any, str]] = {
+    "conditional-detr": (
+        conditional_detr.CONVERTER,
+        "ConditionalDETR/conditional_detr_R_50_50ep.yaml",
+    ),
+    "dab-detr": (dab_detr.CONVERTER, "DAB-DETR/dab_detr_R_50_50ep.yaml"),
+    "dn-detr": (dn_detr.CONVERTER, "DN-DETR/dn_detr_R_50_50ep.yaml"),
+    "deformable-detr": (
+        deformable_detr.CONVERTER,
+        "Deformable-DETR/deformable_detr_R_50_50ep.yaml",
+    ),
+    "dab-deformable-detr": (
+        dab_deformable_detr.CONVERTER,
+        "DAB-Deformable-DETR/dab_deformable_detr_R_50_50ep.yaml",
+    ),
+    "dn-dab-deformable-detr": (
+        dab_deformable_detr.CONVERTER,
+        "DAB-Deformable-DETR/dn_dab_deformable_detr_R_50_50ep.yaml",
+    ),
+    "dino": (dino.CONVERTER, "DINO/dino_4scale_R_50_12ep.yaml"),
+    "hf-conditional-detr": (hugging_face, CONDITIONAL_DETR),
+    "hf-dab-detr": (hugging_face, "DAB-DETR/dab_detr_R_50_50ep.yaml"),
+    "hf-deformable-detr": (
+        hugging_face_deformable,
+        "Deformable-DETR/deformable_detr_R_50_50ep.yaml",
+    ),
+    "sam-detr": (sam_detr.CONVERTER, "SAM-DETR/sam_detr_R_50_12ep.yaml"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Writes OUT; fails if a parameter of our model stays empty."""
+    parser = argparse.ArgumentParser(prog="groupdetr_d2 convert", description=__doc__)
+    parser.add_argument("--source", required=True, choices=sorted(SOURCES))
+    parser.add_argument("--config-file", default="", help="the model's yaml, if not the usual one")
+    parser.add_argument("input", help="the official checkpoint")
+    parser.add_argument("output", help="the checkpoint to write")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides: KEY VALUE ...")
+    args = parser.parse_args(argv)
+    with report_errors():
+        convert_file(args)
+    return 0
+
+
+def convert_file(args: argparse.Namespace) -> None:
+    """Reads, converts, compares with the model's own keys and shapes, writes."""
+    converter, default_config = SOURCES[args.source]
+    cfg = build_config(args.config_file or str(config_folder() / default_config), args.opts)
+    official, trained_with = read_official(args.input)
+    check_dilation(cfg, trained_with, args.input)
+    detr = cfg.MODEL.DETR
+    converted, homeless = converter.convert_state_dict(
+        official, num_queries=detr.NUM_OBJECT_QUERIES, num_classes=detr.NUM_CLASSES
+    )
+    shape = converted.get("head.queries.bank.shape")
+    if shape is not None:
+        detr.NUM_GROUPS = int(shape[0])
+    own = own_shapes(cfg)
+    without_home = {key: official[key] for key in homeless}
+    without_home |= {key: value for key, value in converted.items() if key not in own}
+    for key, value in without_home.items():
+        sys.stdout.write(f"no home for {key} {tuple(value.shape)}\n")
+    converted = {key: value for key, value in converted.items() if key in own}
+    check_complete(own, converted, args.input)
+    torch.save({"model": converted, "run": RunInfo(cfg).state_dict()}, args.output)
+    sys.stdout.write(
+        f"{args.output}: {len(converted)} tensors, K = {detr.NUM_GROUPS} groups of N = "
+        f"{detr.NUM_OBJECT_QUERIES} queries, {len(without_home)} official keys without a home\n"
+    )
+
+
+def read_official(path: str) -> tuple[dict[str, torch.Tensor], argparse.Namespace]:
+    """The state dict of an official file, or of a folder that `save_pretrained` wrote.
+
+    Official files hold their command line beside it; it comes back too, empty if there is none.
+    """
+    file = next((f for f in map(Path(path).joinpath, FOLDER_FILES) if f.is_file()), Path(path))
+    if not file.is_file():
+        raise CheckpointError(f"the checkpoint {file} does not exist")
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file), argparse.Namespace()
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # truncated files raise many kinds
+        raise CheckpointError(
+            f"{file} cannot be read as an official checkpoint: {type(error).__name__}: {error}"
+        ) from error
+    return loaded.get("model", loaded), loaded.get("args", argparse.Namespace())
+
+
+def check_dilation(cfg, trained_with: argparse.Namespace, path: str) -> None:
+    """C5 and DC5 models have the same keys and shapes: only their command lines tell them apart."""
+    official_dc5 = getattr(trained_with, "dilation", None)
+    own_dc5 = cfg.MODEL.BACKBONE.NAME == "build_resnet_dc5_backbone"
+    if official_dc5 is not None and bool(official_dc5) != own_dc5:
+        raise CheckpointError(
+            f"{path} was trained {'with' if official_dc5 else 'without'} DC5, the configuration is "
+            "not: choose it with --config-file (..._DC5_... or not)"
+        )
+
+
+def own_shapes(cfg) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes of the configuration's model."""
+    cfg.MODEL.DEVICE = "cpu"
+    return {key: tuple(value.shape) for key, value in build_model(cfg).state_dict().items()}
+
+
+def check_complete(
+    own: dict[str, tuple[int, ...]], converted: dict[str, torch.Tensor], path: str
+) -> None:
+    """Raises unless every tensor of our model is there in its shape."""
+    empty = [key for key in own if key not in converted]
+    wrong = [
+        f"{key} {tuple(value.shape)} instead of {own[key]}"
+        for key, value in converted.items()
+        if tuple(value.shape) != own[key]
+    ]
+    if empty or wrong:
+        raise CheckpointError(
+            f"{path} does not fit the model of the configuration. Empty: {empty[:8]} "
+            f"({len(empty)}). Other shape: {wrong[:8]} ({len(wrong)}). Give the model's yaml with "
+            "--config-file, and what differs from it as KEY VALUE pairs"
+        )

@@ -1,0 +1,1 @@
+"""Models at work without training: prediction, augmentation, single groups, export, a page."""

@@ -1,0 +1,109 @@
+"""A small web page on this machine: an image in, boxes out; threshold and group can be moved."""
+
+import argparse
+import os
+import sys
+
+import numpy as np
+from PIL import Image
+
+from ..engine.launch import report_errors
+from ..errors import UserError
+from ..evaluation import html_report
+from .predictor import Detections, Predictor
+
+HOST = "127.0.0.1"  # nobody else can reach it
+PRIMARY = "primary"
+
+
+def main(argv: list[str]) -> int:
+    """Serves until it is interrupted."""
+    parser = argparse.ArgumentParser(prog="groupdetr_d2 serve", description=__doc__)
+    parser.add_argument("--weights", required=True, help="a checkpoint of train_net.py")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--max-megabytes", type=float, default=20, help="of an uploaded file")
+    parser.add_argument("--max-megapixels", type=float, default=50, help="of an uploaded image")
+    args = parser.parse_args(argv)
+    with report_errors():
+        page = build_page(Predictor(args.weights), args.max_megapixels)
+        sys.stdout.write(f"http://{HOST}:{args.port} (Ctrl-C ends it)\n")
+        sys.stdout.flush()
+        launch_page(page, args.port, args.max_megabytes)
+    return 0
+
+
+def import_gradio():
+    """The library of the extra `serve`, without its reports to its makers.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError(
+            f"serve needs gradio ({error}): pip install 'groupdetr_d2[serve]'"
+        ) from error
+    return gradio
+
+
+def launch_page(page, port: int, max_megabytes: float, *, waits: bool = True) -> None:
+    """Serves the page on this machine alone.
+
+    Args:
+        waits: whether to return only when it ends.
+    """
+    page.launch(
+        server_name=HOST,
+        server_port=port,
+        share=False,
+        quiet=True,
+        max_file_size=int(max_megabytes * 2**20),
+        prevent_thread_lock=not waits,
+    )
+
+
+def build_page(predictor: Predictor, max_megapixels: float):
+    """Gradio's page around a predictor."""
+    gradio = import_gradio()
+    # Pillow refuses what has more than twice this number before it is unpacked
+    Image.MAX_IMAGE_PIXELS = int(max_megapixels * 1e6 / 2)
+    groups = [PRIMARY, *(str(i) for i in predictor.model.groups.numbers())]
+
+    def detect(image: np.ndarray | None, threshold: float, group: str):
+        if image is None:
+            return None, ""
+        number = None if group == PRIMARY else int(group)
+        bgr = np.ascontiguousarray(image[..., ::-1])
+        found = predictor(bgr, threshold=threshold, group=number)
+        return found.draw()[..., ::-1], table_of(found)
+
+    detr = predictor.cfg.MODEL.DETR
+    with gradio.Blocks(title="groupdetr_d2") as page:
+        gradio.Markdown(
+            f"### {detr.VARIANT}, K = {detr.NUM_GROUPS}, {len(predictor.names)} classes\n"
+            "Drop an image. The primary group is what inference uses; the others were trained "
+            "beside it, and find the same."
+        )
+        with gradio.Row():
+            image = gradio.Image(label="image", type="numpy", image_mode="RGB")
+            picture = gradio.Image(label="found", interactive=False)
+        with gradio.Row():
+            threshold = gradio.Slider(0, 1, predictor.threshold, step=0.01, label="threshold")
+            group = gradio.Dropdown(groups, value=PRIMARY, label="query group")
+        table = gradio.HTML(elem_id="objects")
+        inputs, outputs = [image, threshold, group], [picture, table]
+        for event in (image.change, threshold.release, group.change):
+            event(detect, inputs, outputs, api_name=False)
+    return page
+
+
+def table_of(found: Detections) -> str:
+    """The objects as HTML, best first."""
+    rows = [
+        {"class": x["class"], "score": x["score"]}
+        | {name: f"{v:.0f}" for name, v in zip(("x1", "y1", "x2", "y2"), x["box"], strict=True)}
+        for x in found.records()
+    ]
+    return html_report.table(rows) if rows else "nothing has a score above the threshold"

@@ -1,0 +1,189 @@
+"""Detects objects on images, folders and videos; writes pictures, JSON and CSV."""
+
+import argparse
+import csv
+import glob
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..data.custom import read_json
+from ..data.image_file import SUFFIXES, ImageReadError, find_image_files
+from ..data.video import VIDEO_SUFFIXES, VideoWriter, read_frames
+from ..engine.launch import report_errors
+from ..errors import UserError
+from .predictor import Predictor
+
+
+def main(argv: list[str]) -> int:
+    """Returns 1 if some images could not be read; the others are done all the same."""
+    parser = argparse.ArgumentParser(prog="groupdetr_d2 predict", description=__doc__)
+    parser.add_argument(
+        "images", nargs="+", help="images, folders, patterns such as 'a/*.jpg', videos"
+    )
+    parser.add_argument("--weights", required=True, help="a checkpoint of train_net.py")
+    parser.add_argument("--out", default="predictions", help="folder for what is written")
+    parser.add_argument(
+        "--threshold", type=float, help="lowest score; if not given, the checkpoint's best (F1)"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="write JSON and CSV alone")
+    parser.add_argument(
+        "--coco-json",
+        metavar="JSON",
+        help="annotations with the images' ids: results in COCO's format are written too",
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="overrides: KEY VALUE ... (comes last)"
+    )
+    args = parser.parse_args(argv)
+    with report_errors():
+        return predict(args)
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Detects on everything that is named."""
+    files = list_files(args.images)
+    opts = ["MODEL.DEVICE", args.device, *args.opts]
+    predictor = Predictor(args.weights, threshold=args.threshold, opts=opts)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {} if args.no_pictures else output_paths(files, out)
+    results, failed = [], 0
+    for file in tqdm(files, unit="file", disable=not sys.stderr.isatty()):
+        try:
+            results += detect(predictor, file, None if args.no_pictures else paths[file])
+        except ImageReadError as error:
+            failed += 1
+            sys.stderr.write(f"error: {error}\n")
+    write_results(results, out, predictor.threshold)
+    if args.coco_json:
+        write_coco_results(results, args.coco_json, out / "coco_results.json")
+    written = "detections.json, detections.csv" + (", coco_results.json" if args.coco_json else "")
+    sys.stdout.write(
+        f"{len(files) - failed} of {len(files)} files, {sum(len(r['objects']) for r in results)} "
+        f"objects with a score of at least {predictor.threshold:.2f}: {out} holds {written}"
+        f"{'' if args.no_pictures else ' and the pictures'}\n"
+    )
+    return int(failed > 0)
+
+
+def list_files(paths: list[str]) -> list[Path]:
+    """Files as they are, the images and videos of folders, and what patterns match.
+
+    Raises:
+        UserError: something does not exist, or there is nothing in it.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if Path(path).is_dir():
+            videos = [p for p in Path(path).iterdir() if p.suffix.lower() in VIDEO_SUFFIXES]
+            own = sorted([*find_image_files(Path(path), deep=False), *videos])
+        elif Path(path).exists():
+            own = [Path(path)]
+        else:
+            known = SUFFIXES | VIDEO_SUFFIXES
+            matches = map(Path, sorted(glob.glob(path, recursive=True)))
+            own = [p for p in matches if p.suffix.lower() in known]
+        if not own:
+            raise UserError(f"{path} is no file, and there are no images or videos in it")
+        found += own
+    return found
+
+
+def list_images(paths: list[str]) -> list[Path]:
+    """Those of :func:`list_files` that are no videos."""
+    return [p for p in list_files(paths) if p.suffix.lower() not in VIDEO_SUFFIXES]
+
+
+def detect(predictor: Predictor, file: Path, out: Path | None) -> list[dict]:
+    """The results of an image, or of every frame of a video; the picture or video goes to `out`."""
+    if file.suffix.lower() in VIDEO_SUFFIXES:
+        return list(detect_on_video(predictor, file, out))
+    detections = predictor(file)
+    if out:
+        detections.save(out)
+    objects = detections.records()
+    sys.stdout.write(f"{file}: {len(objects)} objects\n")
+    for x in objects:
+        corners = " ".join(f"{v:.1f}" for v in x["box"])
+        sys.stdout.write(f"  {x['class']} {x['score']:.3f} [{corners}]\n")
+    return [{"file": str(file), "objects": objects}]
+
+
+def detect_on_video(predictor: Predictor, file: Path, out: Path | None) -> Iterator[dict]:
+    """Frame by frame; writes an mp4 of the same length."""
+    frames, count, rate = read_frames(file)
+    quiet = not sys.stderr.isatty()
+    with VideoWriter(out, rate) as writer:
+        for i, frame in enumerate(tqdm(frames, total=count, unit="frame", disable=quiet)):
+            detections = predictor(frame)
+            writer.add(detections.draw() if out else frame)
+            yield {"file": str(file), "frame": i, "objects": detections.records()}
+    sys.stdout.write(f"{file}: {i + 1} frames\n")
+
+
+def picture_name(file: Path) -> str:
+    """The file's own name, with an ending under which any picture can be written."""
+    keeps = file.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")
+    return file.name if keeps else f"{file.name}.png"
+
+
+def output_paths(files: list[Path], out: Path) -> dict[Path, Path]:
+    """Where the picture of each file goes; its folder is in the name if another file has it too.
+
+    Raises:
+        UserError: a file would be overwritten by its own result.
+    """
+    paths: dict[Path, Path] = {}
+    for file in files:
+        is_video = file.suffix.lower() in VIDEO_SUFFIXES
+        path = out / (f"{file.stem}.mp4" if is_video else picture_name(file))
+        while path in paths.values() and file not in paths:
+            path = path.with_name(f"{file.resolve().parent.name}_{path.name}")
+        if path.resolve() == file.resolve():
+            raise UserError(f"{path} would be overwritten by its own result: choose another --out")
+        paths.setdefault(file, path)
+    return paths
+
+
+def write_results(results: list[dict], out: Path, threshold: float) -> None:
+    """`detections.json`, and `detections.csv` with a line an object."""
+    content = {"threshold": threshold, "results": results}
+    (out / "detections.json").write_text(json.dumps(content, indent=1))
+    with (out / "detections.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "frame", "class", "score", "x1", "y1", "x2", "y2"])
+        for result in results:
+            for x in result["objects"]:
+                place = [result["file"], result.get("frame", "")]
+                writer.writerow([*place, x["class"], f"{x['score']:.4f}", *x["box"]])
+
+
+def write_coco_results(results: Iterable[dict], json_file: str, path: Path) -> None:
+    """What COCO's evaluation reads, with the ids of an annotation file.
+
+    Raises:
+        UserError: an image or a class is not in that file.
+    """
+    content = read_json(json_file)
+    images = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
+    if len(images) < len(content["images"]):
+        raise UserError(f"{json_file}: images in different folders share a name, which tells no id")
+    categories = {c["name"]: c["id"] for c in content["categories"]}
+    records = []
+    for result in results:
+        name = Path(result["file"]).name
+        if name not in images:
+            raise UserError(f"{name} is none of the images of {json_file}")
+        for x in result["objects"]:
+            if x["class"] not in categories:
+                raise UserError(f"{json_file} has no category {x['class']!r}")
+            x1, y1, x2, y2 = x["box"]
+            box = [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]
+            place = {"image_id": images[name], "category_id": categories[x["class"]]}
+            records.append({**place, "bbox": box, "score": x["score"]})
+    path.write_text(json.dumps(records))

@@ -1,0 +1,88 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from groupdetr_d2.__main__ import main
+from groupdetr_d2.analysis.step_cost import count_flops
+from groupdetr_d2.commands import env
+from tests.conftest import ROOT, SHRINK, SMALL_BACKBONE, small_config
+
+CONFIG = "configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml"
+
+
+def test_commands_are_listed(capsys):
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    for name in ("benchmark", "convert", "env", "predict"):
+        assert f"  {name}" in listed
+    assert main(["unheard-of"]) == 2
+
+
+def test_env_prints_versions(capsys):
+    assert main(["env"]) == 0
+    printed = capsys.readouterr().out
+    assert "torch " in printed and "detectron2" in printed and "to mend" not in printed
+
+
+def test_env_names_what_is_missing_or_too_old_and_the_remedy(capsys, monkeypatch):
+    monkeypatch.setattr(
+        env, "NEEDED", [("scipy", "scipy", "999.0"), ("not_there", "not-there", "1.2")]
+    )
+    assert main(["env"]) == 1
+    printed = capsys.readouterr().out
+    assert "too old: at least 999.0" in printed and "pip install 'scipy>=999.0'" in printed
+    assert "cannot be imported" in printed and "pip install 'not-there>=1.2'" in printed
+    version, mend = env.inspect_package("detectron2_absent", "x", "1")
+    assert "ModuleNotFoundError" in version and mend
+
+
+def test_env_works_where_detectron2_is_missing():
+    """The package itself cannot be imported then, and says what to do."""
+    blocked = "import sys; sys.modules['detectron2'] = None; "
+    as_main = "import runpy; sys.argv = ['x', 'env']; "
+    program = f"{blocked}{as_main}runpy.run_module('groupdetr_d2', None, '__main__')"
+    run = [sys.executable, "-W", "ignore", "-c"]
+    done = subprocess.run([*run, program], capture_output=True, text=True, cwd=ROOT)
+    assert "detectron2" in done.stdout and "--require-hashes" in done.stdout
+    program = blocked + "import groupdetr_d2"
+    done = subprocess.run([*run, program], capture_output=True, text=True, cwd=ROOT)
+    assert "python -m groupdetr_d2 env" in done.stderr
+
+
+def test_flops_grow_linearly_with_k():
+    def flops(k):
+        return count_flops(small_config(CONFIG, k), (64, 96), 2, backward=True)
+
+    one, two, three = flops(1), flops(2), flops(3)
+    assert two > one and three - two == two - one
+
+
+@pytest.mark.parametrize("mode", [[], ["--evaluate"]])
+def test_benchmark_prints_one_row_a_k(capsys, mode):
+    opts = [str(x) for x in (*SHRINK, *SMALL_BACKBONE)]
+    sizes = ["--image-size", "64", "96", "--steps", "2", "--json", "--device", "cpu"]
+    main(["benchmark", "--config-file", CONFIG, "--num-groups", "1", "3", *sizes, *mode, *opts])
+    one, three = json.loads(capsys.readouterr().out)
+    assert (one["K"], three["K"]) == (1, 3) and one["seconds"] > 0 and one["peak_mib"] > 0
+    if mode:
+        assert one["flops"] == three["flops"]  # inference knows nothing of groups
+    else:
+        assert three["flops"] > one["flops"]
+        parts = {"backbone", "encoder", "decoder", "matching", "losses", "backward", "update"}
+        assert parts == set(one["shares"]) and 0.7 < sum(one["shares"].values()) <= 1.01
+
+
+def test_predict_lists_files_and_folders(tmp_path):
+    from groupdetr_d2.inference.prediction import list_images
+
+    for name in ("b.png", "a.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    found = list_images([str(tmp_path), str(tmp_path / "b.png")])
+    assert [p.name for p in found] == ["a.jpg", "b.png", "b.png"]
+
+
+def test_predict_names_a_checkpoint_it_cannot_use(tmp_path):
+    with pytest.raises(SystemExit, match="gone.pth does not exist"):
+        main(["predict", "--weights", str(tmp_path / "gone.pth"), str(ROOT / "README.md")])

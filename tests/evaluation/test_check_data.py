@@ -1,0 +1,186 @@
+"""check-data finds what is planted, and nothing where nothing is wrong."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from groupdetr_d2.__main__ import main
+from groupdetr_d2.data.checks import DatasetError
+from groupdetr_d2.data.inspection import inspect_coco
+from groupdetr_d2.data.yolo import convert_yolo, read_labels
+from tests.data.test_data import write_set
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A function that changes a good set, writes it and returns what inspection finds."""
+    path = write_set(tmp_path, "train", num_images=4)
+
+    def change_and_inspect(change, **options):
+        content = json.loads(open(path).read())
+        change(content)
+        (tmp_path / "train.json").write_text(json.dumps(content))
+        return inspect_coco(path, str(tmp_path / "images"), **options)
+
+    return change_and_inspect
+
+
+def texts(inspection, is_error):
+    return "\n".join(str(f) for f in inspection.findings if f.is_error == is_error)
+
+
+def test_a_good_set_has_no_errors_and_is_counted(coco):
+    found = coco(lambda content: None)
+    assert not found.has_errors
+    assert texts(found, False) == (
+        "warning: images without objects, which train as background: train_0.png"
+    )
+    numbers = found.numbers
+    assert (numbers["images"], numbers["objects"]) == (4, 3)
+    assert numbers["classes"] == {"cat": 1, "dog": 2}
+    assert numbers["objects per image"] == {"mean": 0.75, "median": 1.0, "most": 1}
+    assert numbers["box sizes"]["small (< 32 x 32 pixels)"] == 3
+
+
+def first(content):
+    return content["annotations"][0]
+
+
+ERRORS = {
+    "boxes .* not finite": lambda c: first(c).update(bbox=[1, 1, float("nan"), 3]),
+    "boxes .* without area": lambda c: first(c).update(bbox=[1, 1, 0, 3]),
+    "outside their image: train_1.png": lambda c: first(c).update(bbox=[900, 1, 5, 5]),
+    "annotations of an unknown class: annotation 1 \\(99\\)": lambda c: first(c).update(
+        category_id=99
+    ),
+    "annotations of an unknown image": lambda c: first(c).update(image_id=77),
+    "annotations share an id: 2": lambda c: first(c).update(id=2),
+    "annotations without 'iscrowd'": lambda c: first(c).pop("iscrowd"),
+    "the json lacks a list: categories": lambda c: c.pop("categories"),
+    "images missing in .*: gone.png": lambda c: c["images"][1].update(file_name="gone.png"),
+    "another size .*train_1.png is 60 x 40, not 61 x 40": lambda c: c["images"][1].update(width=61),
+    "listed more than once: train_0.png": lambda c: c["images"][1].update(file_name="train_0.png"),
+}
+
+
+@pytest.mark.parametrize("message", ERRORS)
+def test_errors_are_found(coco, message):
+    found = coco(ERRORS[message])
+    assert found.has_errors
+    import re
+
+    assert re.search(message, texts(found, True)), texts(found, True)
+
+
+WARNINGS = {
+    "partly outside": lambda c: first(c).update(bbox=[-5, -5, 20, 20]),
+    "boxes given twice": lambda c: c["annotations"].append({**first(c), "id": 9}),
+    "crowds alone, which count as empty: train_1.png": lambda c: first(c).update(iscrowd=1),
+    "classes without any object: bird": lambda c: c["categories"].append(
+        {"id": 50, "name": "bird"}
+    ),
+    "classes with the same name: cat": lambda c: c["categories"][1].update(name="cat"),
+}
+
+
+@pytest.mark.parametrize("message", WARNINGS)
+def test_warnings_are_found(coco, message):
+    found = coco(WARNINGS[message])
+    assert not found.has_errors and message in texts(found, False)
+
+
+def test_more_objects_than_queries(coco):
+    def crowd(content):
+        content["annotations"] += [{**first(content), "id": 10 + i} for i in range(3)]
+
+    assert "NUM_OBJECT_QUERIES (3): train_1.png (4)" in texts(coco(crowd, num_queries=3), False)
+
+
+def test_images_that_cannot_be_read_and_headers_alone(coco, tmp_path):
+    path = tmp_path / "images" / "train_2.png"
+    path.write_bytes(path.read_bytes()[:-200])  # the header stays
+    assert "cannot be read: train_2.png" in texts(coco(lambda c: None), True)
+    assert not coco(lambda c: None, decode=False).has_errors
+
+
+def test_a_picture_on_its_side_has_the_size_that_the_reader_gives(coco, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "images" / "train_1.jpg", exif=exif)
+    found = coco(lambda c: c["images"][1].update(file_name="train_1.jpg", width=60, height=40))
+    assert not found.has_errors
+
+
+def test_the_command_reports_and_returns_1_on_errors(tmp_path, capsys):
+    path = write_set(tmp_path, "train")
+    arguments = ["check-data", "--json", path, "--images", str(tmp_path / "images")]
+    out = tmp_path / "out"
+    assert main([*arguments, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "objects: 2" in printed and "no errors" in printed
+    assert cv2.imread(str(out / "data_sheet.jpg")) is not None
+    (tmp_path / "images" / "train_0.png").unlink()
+    assert main([*arguments, "--out", str(out)]) == 1
+    assert "images missing in" in capsys.readouterr().out
+    report = json.loads((out / "data_report.json").read_text())
+    assert [f["is_error"] for f in report["findings"]] == [True, False]
+    with pytest.raises(SystemExit, match="gone.json does not exist"):
+        main(["check-data", "--json", "gone.json", "--images", str(tmp_path)])
+
+
+def write_yolo(folder, layout):
+    for split in ("train", "val"):
+        images = folder / (f"images/{split}" if layout == "images first" else f"{split}/images")
+        labels = folder / str(images.relative_to(folder)).replace("images", "labels")
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        cv2.imwrite(str(images / "a.png"), np.zeros((50, 100, 3), np.uint8))
+        cv2.imwrite(str(images / "b.png"), np.zeros((50, 100, 3), np.uint8))
+        (labels / "a.txt").write_text("1 0.5 0.5 0.2 0.4\n\n0 0.1 0.2 0.3 0.2 0.3 0.6\n")
+    (folder / "data.yaml").write_text("names: {0: cat, 1: dog}\n")
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["images first", "split first"])
+def test_yolo_folders_are_converted(tmp_path, layout, capsys):
+    folder = write_yolo(tmp_path / "yolo", layout)
+    written = convert_yolo(folder, tmp_path / "out")
+    assert set(written) == {"train", "val"}
+    content = json.loads(written["train"].read_text())
+    assert [c["name"] for c in content["categories"]] == ["cat", "dog"]
+    assert len(content["images"]) == 2 and content["images"][0]["width"] == 100
+    box, polygon = content["annotations"]
+    assert box["category_id"] == 2 and box["bbox"] == [40, 15, 20, 20] and box["area"] == 400
+    assert polygon["category_id"] == 1 and polygon["bbox"] == [10, 10, 20, 20]
+    assert main(["check-data", "--yolo", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert "--train-json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("7 0.5 0.5 0.1 0.1", "class 7, but there are 2"),
+        ("0 0.5", "neither a box"),
+        ("a b", "line 1"),
+    ],
+)
+def test_bad_yolo_lines_are_named(tmp_path, line, message):
+    path = tmp_path / "a.txt"
+    path.write_text(line)
+    with pytest.raises(DatasetError, match=f"a.txt, line 1.*|{message}") as error:
+        read_labels(path, 2)
+    assert message in str(error.value)
+
+
+def test_yolo_folders_that_are_none_are_named(tmp_path):
+    with pytest.raises(DatasetError, match="does not exist"):
+        convert_yolo(tmp_path / "gone", tmp_path)
+    with pytest.raises(DatasetError, match="no class names"):
+        convert_yolo(tmp_path, tmp_path / "out")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    with pytest.raises(DatasetError, match="has no images"):
+        convert_yolo(tmp_path, tmp_path / "out")

@@ -1,0 +1,119 @@
+"""The ONNX file gives what PyTorch gives, for any batch and image size."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from groupdetr_d2.commands import export
+from groupdetr_d2.data.image_file import read_bgr
+from groupdetr_d2.inference.onnx_export import (
+    OPSET,
+    Detector,
+    ExportError,
+    compare_with_onnx,
+    export_onnx,
+)
+from groupdetr_d2.modeling.two_stage import TwoStageQueries
+from tests.conftest import DATA, SHRINK, SMALL_BACKBONE, small_model
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is a test extra")
+pytest.importorskip("onnxscript", reason="onnxscript is a test extra")
+
+SLOW = pytest.mark.slow
+MODELS = {
+    "conditional_detr": "configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml",
+    "dab_detr": "configs/DAB-DETR/dab_detr_R_50_12ep.yaml",
+    "sam_detr": "configs/SAM-DETR/sam_detr_R_50_12ep.yaml",
+    "deformable_detr": "configs/Deformable-DETR/deformable_detr_R_50_50ep.yaml",
+    "dino": "configs/DINO/dino_4scale_R_50_12ep.yaml",
+}
+
+
+def spread_model(config, num_groups=3):
+    """With scores all over (0, 1), so that a mistake shows."""
+    model = small_model(num_groups, config=config).eval()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for head in model.head.predictor.class_heads:
+            torch.nn.init.normal_(head.weight, std=0.5)
+            head.bias.zero_()
+        if hasattr(model.head.queries, "heads"):
+            torch.nn.init.normal_(model.head.queries.heads.class_head.weight, std=0.5)
+    return model
+
+
+def export_model(name, folder):
+    model, path = spread_model(MODELS[name]), folder / "model.onnx"
+    export_onnx(model, path, (96, 128), dynamic=True, opset=OPSET)
+    return model, path
+
+
+def assert_same(model, path, images):
+    assert compare_with_onnx(model, path, images.astype(np.float32)) == 1
+
+
+def draw_images(model, shape, rng):
+    """Images on which no two proposals of a first stage are so close that rounding ranks them."""
+    select = TwoStageQueries.select
+    while True:
+        images = rng.integers(0, 256, shape).astype(np.float32)
+        gaps = [torch.ones(1)]
+
+        def record(scores, groups, gaps=gaps):
+            best = scores.topk(groups.num_queries + 1, dim=-1).values
+            gaps.append(-best.diff(dim=-1))
+            return select(scores, groups)
+
+        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TwoStageQueries, "select", staticmethod(record))
+            Detector(model)(torch.from_numpy(images))
+        if min(gap.min() for gap in gaps) > 1e-3:
+            return images
+
+
+@pytest.mark.parametrize(
+    "name",
+    [m if m in ("conditional_detr", "dino") else pytest.param(m, marks=SLOW) for m in MODELS],
+)
+def test_same_detections_for_any_batch_and_image_size(name, tmp_path):
+    """And on a real image, if there is one beside the repository."""
+    model, path = export_model(name, tmp_path)
+    rng = np.random.default_rng(0)
+    for batch, height, width in ((1, 96, 128), (2, 96, 128), (3, 128, 91), (1, 65, 160)):
+        assert_same(model, path, draw_images(model, (batch, 3, height, width), rng))
+    for image in sorted((DATA / "coco").rglob("*.jpg"))[:1]:
+        rgb = np.ascontiguousarray(read_bgr(image)[::2, ::2, ::-1].transpose(2, 0, 1))
+        assert_same(model, path, rgb[None])
+
+
+def test_a_file_of_another_model_is_told(tmp_path):
+    _, path = export_model("conditional_detr", tmp_path)
+    other = spread_model(MODELS["conditional_detr"])
+    with torch.no_grad():
+        for head in other.head.predictor.class_heads:
+            head.bias.add_(1)
+    images = np.zeros((1, 3, 96, 128), np.float32)
+    with pytest.raises(ExportError, match="model.onnx gives other detections than PyTorch"):
+        compare_with_onnx(other, path, images)
+    other = spread_model(MODELS["dino"])
+    with pytest.raises(ExportError, match="model.onnx gives 100 detections, the model 300"):
+        compare_with_onnx(other, path, images)
+
+
+def test_the_command_says_what_is_inside(tmp_path, capsys):
+    out = tmp_path / "folder" / "model.onnx"
+    config = MODELS["conditional_detr"]
+    opts = [str(x) for x in (*SHRINK, *SMALL_BACKBONE)]
+    size = ["--image-size", "64", "96"]
+    assert export.main(["--config-file", config, "--out", str(out), "--static", *size, *opts]) == 0
+    text = capsys.readouterr().out
+    assert out.is_file() and f"opset {OPSET}" in text and "the primary group" in text
+    assert "onnxruntime on random images (1, 3, 64, 96)" in text
+
+
+def test_missing_packages_are_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ExportError, match=r"pip install 'groupdetr_d2\[export\]'"):
+        export_onnx(small_model(), tmp_path / "m.onnx", (64, 64), dynamic=False, opset=OPSET)

@@ -1,0 +1,91 @@
+"""A model that cannot learn four images by heart is wrong somewhere, whatever its shapes are."""
+
+import json
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.modeling import build_model
+
+from groupdetr_d2.data.custom import register_custom_datasets
+from groupdetr_d2.data.loader import build_test_loader
+from groupdetr_d2.data.shapes import ShapesSpec, generate_shapes
+from groupdetr_d2.engine.setup import build_config
+from groupdetr_d2.tasks.boxes import BOXES
+from tests.conftest import ROOT
+
+CONFIG = "configs/quick_start/conditional_detr_shapes.yaml"
+DAB = ["MODEL.DETR.VARIANT", "dab_detr", "MODEL.DETR.POSITION_TEMPERATURE", 20]
+SAM = ["MODEL.DETR.VARIANT", "sam_detr", "MODEL.DETR.PROJECTION_NORM", "GN"]
+LEVELS = ["res3", "res4"]
+PYRAMID = ["MODEL.DETR.IN_FEATURES", LEVELS, "MODEL.RESNETS.OUT_FEATURES", LEVELS]
+DEFORMABLE = [
+    *PYRAMID,
+    *("MODEL.DETR.VARIANT", "deformable_detr", "MODEL.DETR.PROJECTION_NORM", "GN"),
+    *("MODEL.DETR.EXTRA_LEVELS", 1, "MODEL.DETR.POSITION_OFFSET", 0.5),
+]
+DAB_DEFORMABLE = [*DEFORMABLE, "MODEL.DETR.VARIANT", "dab_deformable_detr"]
+DINO = [
+    *("MODEL.DETR.VARIANT", "dino"),
+    *("MODEL.DETR.DENOISING.NUM_QUERIES", 10, "MODEL.DETR.DENOISING.BOX_NOISE", 1.0),
+]
+# per model family, what differs from the small Conditional DETR
+FAMILIES = {
+    "conditional_detr": [],
+    "dab_detr": DAB,
+    "dn_detr": [*DAB, "MODEL.DETR.DENOISING.NUM_QUERIES", 10],
+    "sam_detr": SAM,
+    "sam_detr_pp": [*SAM, *PYRAMID],
+    "deformable_detr": DEFORMABLE,
+    "deformable_detr_two_stage": [*DEFORMABLE, "MODEL.DETR.TWO_STAGE", "objectness"],
+    "dab_deformable_detr": DAB_DEFORMABLE,
+    "dino": [*DAB_DEFORMABLE, *DINO],
+}
+STEPS = {name: 100 if "deformable" in name or name == "dino" else 200 for name in FAMILIES}
+STEPS["sam_detr"] = 300
+
+
+def four_images(tmp_path, family, num_groups):
+    folder = generate_shapes(ShapesSpec("overfit", 4, 128, 3, seed=2), tmp_path)
+    json_file, images = str(folder / "annotations.json"), str(folder / "images")
+    custom = [
+        *("DATASETS.CUSTOM.TRAIN_JSON", json_file, "DATASETS.CUSTOM.TRAIN_IMAGES", images),
+        *("DATASETS.CUSTOM.VAL_JSON", json_file, "DATASETS.CUSTOM.VAL_IMAGES", images),
+        *("MODEL.DEVICE", "cpu", "MODEL.DETR.NUM_GROUPS", num_groups, "SEED", 0),
+        *("MODEL.DETR.NUM_OBJECT_QUERIES", 12, "MODEL.DETR.DEC_LAYERS", 2),
+        *("INPUT.RANDOM_FLIP", "none", "MODEL.RESNETS.NORM", "GN", "OUTPUT_DIR", tmp_path / "out"),
+    ]
+    cfg = build_config(str(ROOT / CONFIG), [str(x) for x in (*custom, *FAMILIES[family])])
+    register_custom_datasets(cfg)
+    return cfg
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_groups", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_four_images_are_learnt_by_heart(tmp_path, family, num_groups):
+    cfg = four_images(tmp_path, family, num_groups)
+    name = cfg.DATASETS.TRAIN[0]
+    mapper = BOXES.build_mapper(cfg, is_train=True)
+    batch = [mapper(d) for d in DatasetCatalog.get(name)]
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
+    steps = STEPS[family]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum(model(batch).values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        schedule.step()
+    evaluator = COCOEvaluator(name, ("bbox",), output_dir=str(tmp_path))
+    results = inference_on_dataset(
+        model.eval(),
+        build_test_loader(cfg, name, BOXES.build_mapper(cfg, is_train=False)),
+        evaluator,
+    )
+    assert results["bbox"]["AP"] > 90
+    assert json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert MetadataCatalog.get(name).thing_classes[0] == "circle"
