@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Trains and evaluates; Detectron2's command line plus the paths of one's own data set."""
 
-from groupdetr_d2.engine.launch import launch
-from groupdetr_d2.engine.main import build_parser, main
+import sys
+
+from groupdetr_d2.commands import run
 
 if __name__ == "__main__":
-    launch(main, build_parser().parse_args())
+    sys.exit(run(["train", *sys.argv[1:]]))

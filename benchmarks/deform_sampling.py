@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 
-from groupdetr_d2.engine.launch import keep_freed_memory
+from groupdetr_d2.engine.memory import keep_freed_memory
 from groupdetr_d2.layers import deform_sampling
 
 HEADS, CHANNELS, POINTS, BATCH = 8, 32, 4, 2

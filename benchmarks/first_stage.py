@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 
-from groupdetr_d2.engine.launch import keep_freed_memory
+from groupdetr_d2.engine.memory import keep_freed_memory
 from groupdetr_d2.groups import QueryGroups
 from groupdetr_d2.modeling.two_stage import ProposalHeads
 

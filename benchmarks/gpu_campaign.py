@@ -34,11 +34,11 @@ from all_models import MODELS
 from deform_sampling import make_inputs
 from detectron2.modeling import build_model
 
+from groupdetr_d2 import commands
 from groupdetr_d2.analysis.results_file import PACKAGES, describe_machine, version_of
 from groupdetr_d2.analysis.runs import Run, by_label, mean_and_spread, read_runs
 from groupdetr_d2.analysis.step_cost import make_batch, measure_step, run_apart
-from groupdetr_d2.commands import analyze
-from groupdetr_d2.engine.setup import build_config
+from groupdetr_d2.config import build_config
 from groupdetr_d2.engine.solver import build_optimizer
 from groupdetr_d2.layers import deform_sampling
 
@@ -272,7 +272,7 @@ def compare_trainings(args: argparse.Namespace, minutes: float) -> None:
     for run in list_trainings(args):
         sweep += ["--run", run]
     os.chdir(CONFIGS.parent)
-    analyze.main([*sweep, *args.opts])
+    commands.run(["analyze", *sweep, *args.opts])
 
 
 def trainings_file(results: Path) -> Path:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 
 from groupdetr_d2.analysis import step_cost
-from groupdetr_d2.engine.setup import build_config
+from groupdetr_d2.config import build_config
 from groupdetr_d2.layers import attention, dropout
 
 VARIANTS = ("ours", "default allocator", "PyTorch's dropout", "PyTorch's attention and dropout")

@@ -1,5 +1,5 @@
-"""What a user can mend: such an error is shown as one message, without a traceback."""
+"""The error that a user can mend; a command shows it as one message, without a traceback."""
 
 
 class UserError(ValueError):
-    """The message names the key, file or input, and the remedy."""
+    """An input, key or file is wrong; the message names it and the remedy."""

@@ -2,13 +2,14 @@
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
 from detectron2.utils import comm
 
+from groupdetr_d2.commands import build_parser
 from groupdetr_d2.engine.launch import launch
-from groupdetr_d2.engine.main import build_parser
 from groupdetr_d2.engine.main import main as train
 from groupdetr_d2.engine.train_step import TrainStep
 
@@ -31,4 +32,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    launch(main, build_parser().parse_args())
+    launch(main, build_parser().parse_args(["train", *sys.argv[1:]]))

@@ -93,7 +93,7 @@ def test_the_page_of_results_has_room_for_the_report():
 def test_the_trainings_of_the_campaign_are_a_valid_sweep(tmp_path, monkeypatch):
     """Every configuration exists and every override is a known key; nothing is trained."""
     seen = []
-    monkeypatch.setattr(gpu_campaign.analyze, "main", lambda argv: seen.extend(argv))
+    monkeypatch.setattr(gpu_campaign.commands, "run", lambda argv: seen.extend(argv))
     results, out = tmp_path / "gpu.json", tmp_path / "out"
     args = argparse.Namespace(device="cpu", data=tmp_path, results=results, out=out, opts=[])
     gpu_campaign.compare_trainings(args, 5.0)

@@ -9,7 +9,7 @@ import torch
 import yaml
 from detectron2.modeling import build_model
 
-from groupdetr_d2.engine.setup import build_config
+from groupdetr_d2.config import build_config
 from groupdetr_d2.engine.solver import build_optimizer
 from groupdetr_d2.layers.per_group import PerGroup
 from groupdetr_d2.modeling.denoising import Noise

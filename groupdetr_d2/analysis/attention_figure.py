@@ -34,14 +34,6 @@ class Looks:
     shape: tuple[int, int] | None  # (height, width), if the points are all cells of a map
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Beside --out and the overrides."""
-    parser.add_argument("--weights", required=True, help="a checkpoint of train_net.py")
-    parser.add_argument("--image", required=True)
-    parser.add_argument("--layer", type=int, default=-1, help="decoder layer; -1 is the last")
-    parser.add_argument("--queries", type=int, default=6, help="as many, those of highest score")
-
-
 def run(args: argparse.Namespace) -> str:
     """A tile a query: its box, and where it looks."""
     predictor = Predictor(args.weights, threshold=0.0, opts=args.opts)

@@ -6,27 +6,13 @@ import sys
 
 from tabulate import tabulate
 
-from ..engine.launch import report_errors
-from ..engine.setup import build_config
+from ..config import build_config
 from .step_cost import count_flops, measure_step, run_apart
 
 
-def main(argv: list[str]) -> int:
+def benchmark(args: argparse.Namespace) -> int:
     """Prints a table; every K is measured in a process of its own, so that peaks do not mix."""
-    parser = argparse.ArgumentParser(prog="groupdetr_d2 benchmark", description=__doc__)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--num-groups", type=int, nargs="+", default=[1, 11], metavar="K")
-    parser.add_argument("--image-size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--objects", type=int, default=7, help="targets of each image")
-    parser.add_argument("--steps", type=int, default=7, help="measured steps, after two more")
-    parser.add_argument("--device", default="auto", help="cpu, cuda; what is there if not given")
-    parser.add_argument("--evaluate", action="store_true", help="measure inference instead")
-    parser.add_argument("--json", action="store_true", help="print the raw numbers")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides: KEY VALUE ...")
-    args = parser.parse_args(argv)
-    with report_errors():
-        results = [run_apart(measure, args, k) for k in args.num_groups]
+    results = [run_apart(measure, args, k) for k in args.num_groups]
     sys.stdout.write(json.dumps(results) if args.json else format_table(results))
     sys.stdout.write("\n")
     return 0

@@ -1,40 +1,47 @@
 """Compares trainings, also running ones: curves, best AP, and the keys that differ."""
 
-import argparse
 import sys
 from pathlib import Path
 
 import yaml
 from tabulate import tabulate
 
-from ..engine.launch import report_errors
 from ..errors import UserError
 from ..evaluation.metrics_file import read_metrics
 from ..tables import write_csv
+from ..tasks.task import Task
 from .output import COLOURS, new_figure, save_figure
+from .runs import task_of_run
 
-METRICS = {"AP": "bbox/AP", "AP50": "bbox/AP50"}
 IGNORED = ("OUTPUT_DIR", "VERSION")
 
 
-def main(argv: list[str]) -> int:
-    """Prints a table; writes compare.png and compare.csv."""
-    parser = argparse.ArgumentParser(prog="groupdetr_d2 compare", description=__doc__)
-    parser.add_argument("folders", nargs="+", help="output folders of train_net.py")
-    parser.add_argument("--out", default="comparison", help="folder for what is written")
-    args = parser.parse_args(argv)
-    with report_errors():
-        folders = [Path(folder) for folder in args.folders]
-        runs = {name: read_run(f) for name, f in zip(labels(folders), folders, strict=True)}
-        out = Path(args.out)
-        out.mkdir(parents=True, exist_ok=True)
-        rows = [{"run": name, **summary(records)} for name, records in runs.items()]
-        write_csv(out / "compare.csv", rows)
-        draw(runs, out / "compare.png")
-        sys.stdout.write(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="simple") + "\n")
-        sys.stdout.write(differences(dict(zip(runs, folders, strict=True))))
-        sys.stdout.write(f"{out} holds compare.png and compare.csv\n")
+def compare(names: list[str], out_folder: str) -> int:
+    """Prints a table of the trainings in these folders; writes compare.png and compare.csv."""
+    folders, out = [Path(name) for name in names], Path(out_folder)
+    runs = {name: read_run(f) for name, f in zip(labels(folders), folders, strict=True)}
+    out.mkdir(parents=True, exist_ok=True)
+    task = common_task(folders)
+    rows = [{"run": name, **summary(records, task)} for name, records in runs.items()]
+    write_csv(out / "compare.csv", rows)
+    draw(runs, task.metric, out / "compare.png")
+    sys.stdout.write(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="simple") + "\n")
+    sys.stdout.write(differences(dict(zip(runs, folders, strict=True))))
+    sys.stdout.write(f"{out} holds compare.png and compare.csv\n")
     return 0
+
+
+def common_task(folders: list[Path]) -> Task:
+    """The task of all trainings.
+
+    Raises:
+        UserError: they have different ones.
+    """
+    tasks = {str(folder): task_of_run(folder) for folder in folders}
+    if len({task.metric for task in tasks.values()}) > 1:
+        metrics = {folder: task.metric for folder, task in tasks.items()}
+        raise UserError(f"runs of different tasks cannot be compared: {metrics}")
+    return next(iter(tasks.values()))
 
 
 def labels(folders: list[Path]) -> list[str]:
@@ -55,12 +62,13 @@ def read_run(folder: Path) -> list[dict]:
     return records
 
 
-def summary(records: list[dict]) -> dict:
-    """Length, last loss, last and best AP, seconds an iteration."""
+def summary(records: list[dict], task: Task) -> dict:
+    """Sums a run up: length, last loss, last and best metrics, seconds per iteration."""
     trained = [r for r in records if "total_loss" in r]
     row = {"iterations": trained[-1]["iteration"] + 1 if trained else 0}
     row["loss"] = trained[-1]["total_loss"] if trained else None
-    for name, key in METRICS.items():
+    for key in task.compared:
+        name = key.partition("/")[2]
         values = [r[key] for r in records if key in r]
         row[name] = values[-1] if values else None
         row[f"best {name}"] = max(values) if values else None
@@ -69,18 +77,18 @@ def summary(records: list[dict]) -> dict:
     return row
 
 
-def draw(runs: dict[str, list[dict]], path: Path) -> None:
-    """Loss and AP over epochs, or over iterations where a run does not say its epochs."""
+def draw(runs: dict[str, list[dict]], metric: str, path: Path) -> None:
+    """Draws loss and metric over epochs, or over iterations where a run has no epochs."""
     has_epochs = all("epoch" in records[-1] for records in runs.values())
     along = "epoch" if has_epochs else "iteration"
     figure, left = new_figure("training loss", along, "loss", (11, 4.2))
     left.set_position([0.07, 0.12, 0.4, 0.78])
     right = figure.add_axes([0.56, 0.12, 0.4, 0.78])
-    right.set(title="AP", xlabel=along, ylabel="AP")
+    right.set(title=metric, xlabel=along, ylabel=metric)
     right.grid(alpha=0.3)
     for i, (name, records) in enumerate(runs.items()):
         colour = COLOURS[i % len(COLOURS)]
-        for axes, key, marker in ((left, "total_loss", None), (right, METRICS["AP"], ".")):
+        for axes, key, marker in ((left, "total_loss", None), (right, metric, ".")):
             points = [(r[along], r[key]) for r in records if key in r and along in r]
             if points:
                 axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name)

@@ -10,22 +10,6 @@ from .output import COLOURS, new_figure, save_figure, write_csv
 from .runs import Run, RunsError, by_label, mean_and_spread, mean_curve, read_runs, split_label
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Beside --out and the overrides."""
-    parser.add_argument(
-        "--runs",
-        nargs="+",
-        required=True,
-        metavar="[LABEL=]PATH",
-        help="trainings' folders (those of one label are its seeds), or a results file of `sweep`, "
-        "of which LABEL selects runs",
-    )
-    parser.add_argument(
-        "--equal-time", action="store_true", help="draw AP over seconds of training instead"
-    )
-    parser.add_argument("--pairs", action="store_true", help="one colour a pair of runs, in turn")
-
-
 def run(args: argparse.Namespace) -> str:
     """One line a label, with a band of one standard deviation over seeds."""
     runs = []

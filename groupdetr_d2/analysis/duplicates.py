@@ -11,21 +11,13 @@ import torch
 from detectron2.structures import Instances, pairwise_iou
 
 from ..evaluation.fusion import suppress
-from .group_ap import detections_by_group, evaluate_detections
+from ..inference.by_group import detections_by_group
+from .group_ap import evaluate_detections
 from .output import new_figure, save_figure, write_csv
 from .runs import split_label
 from .trained_model import TrainedModel, load
 
 SAME_OBJECT = 0.5  # IoU above which a box of the right class is one of an object's boxes
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Beside --out and the overrides."""
-    parser.add_argument(
-        "--weights", nargs="+", required=True, metavar="[LABEL=]FILE", help="checkpoints"
-    )
-    parser.add_argument("--num-images", type=int, help="the first ones only")
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that counts")
 
 
 def run(args: argparse.Namespace) -> str:
@@ -58,7 +50,7 @@ def measure(trained: TrainedModel, args: argparse.Namespace) -> dict:
         suppressed.append(suppress(instances))
         counts += boxes_per_object(instances[instances.scores >= args.threshold], image)
     whole = args.num_images is None
-    ap = [evaluate_detections(trained.dataset, images, x, whole)["AP"] for x in (found, suppressed)]
+    ap = [evaluate_detections(trained, images, x, whole)["AP"] for x in (found, suppressed)]
     hit = [n for n in counts if n]
     return {
         "objects": len(counts),

@@ -8,21 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Instances
 
 from ..evaluation.fusion import merge_by_fusion, merge_by_nms
 from ..inference.by_group import detections_by_group
 from .output import new_figure, save_figure, write_csv
-from .trained_model import TrainedModel, add_weights_arguments, load
+from .trained_model import TrainedModel, load
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 FUSIONS = {"all, NMS": merge_by_nms, "all, fused": merge_by_fusion}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Beside --out and the overrides."""
-    add_weights_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> str:
@@ -55,22 +49,22 @@ def evaluate_groups(trained: TrainedModel, num_images: int | None) -> dict:
             found[name].append(instances)
     whole = num_images is None
     return {
-        name: evaluate_detections(trained.dataset, images, instances, whole)
+        name: evaluate_detections(trained, images, instances, whole)
         for name, instances in found.items()
     }
 
 
 def evaluate_detections(
-    dataset: str, images: list[dict], detections: list[Instances], whole: bool
+    trained: TrainedModel, images: list[dict], detections: list[Instances], whole: bool
 ) -> dict[str, float]:
-    """COCO's box metrics; of these images alone, if they are not the `whole` set."""
+    """Computes the task's metrics; of these images alone, if they are not the `whole` set."""
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = COCOEvaluator(dataset, ("bbox",), output_dir=None)
+        evaluator = trained.task.build_evaluator(trained.dataset, None)
         evaluator.reset()
         for image, instances in zip(images, detections, strict=True):
             evaluator.process([image], [{"instances": instances}])
         ids = None if whole else [image["image_id"] for image in images]
-        return evaluator.evaluate(img_ids=ids)["bbox"]
+        return trained.task.metrics_of(evaluator.evaluate(img_ids=ids))
 
 
 def draw(rows: list[dict], median: float, path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.setup import build_config
+from ..config import build_config
 from ..layers import attention
 from .output import new_figure, save_figure, write_csv
 from .runs import split_label
@@ -14,14 +14,6 @@ from .step_cost import measure_step, run_apart
 
 logger = logging.getLogger(__name__)
 IMPLEMENTATIONS = {"attention maps": attention.with_maps, "fused": attention.fused}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Beside --out and the overrides."""
-    parser.add_argument("--config-file", nargs="+", required=True, metavar="[LABEL=]FILE")
-    parser.add_argument("--num-groups", type=int, nargs="+", default=[1, 11], metavar="K")
-    parser.add_argument("--image-size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
-    parser.add_argument("--batch-size", type=int, default=2)
 
 
 def run(args: argparse.Namespace) -> str:

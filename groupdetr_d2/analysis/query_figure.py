@@ -13,7 +13,7 @@ from ..data.image_file import read_bgr
 from ..evaluation.drawing import class_colour
 from ..layers.box_ops import box_cxcywh_to_xyxy
 from .output import write_csv
-from .trained_model import TrainedModel, add_weights_arguments, check_one_to_one, load
+from .trained_model import TrainedModel, check_one_to_one, load
 
 SIDE = 720  # of the drawn picture, in pixels
 
@@ -25,12 +25,6 @@ class Answers:
     references: Tensor  # (K, T, 2) x and y in [0, 1], before the first decoder layer
     boxes: Tensor  # (K, T, 4) xyxy in [0, 1], predicted by the last one
     all_references: Tensor  # (K, N, 2) of all queries
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Beside --out and the overrides."""
-    add_weights_arguments(parser)
-    parser.set_defaults(num_images=6)
 
 
 def run(args: argparse.Namespace) -> str:

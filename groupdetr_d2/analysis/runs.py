@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from detectron2.config import CfgNode
 
 from ..errors import UserError
 from ..evaluation.metrics_file import read_metrics
-
-METRIC = "bbox/AP"
+from ..modeling.meta_arch import task_of
+from ..tasks.boxes import BOXES
+from ..tasks.task import Task
 
 
 class RunsError(UserError):
@@ -77,11 +79,15 @@ def run_of(record: dict) -> Run:
 
 
 def read_folder(folder: Path, label: str) -> Run:
-    """A run from its metrics.json and config.yaml."""
-    metrics = read_metrics(folder)
-    found = {record["iteration"] + 1: record[METRIC] for record in metrics if METRIC in record}
+    """Reads a run from its metrics.json and config.yaml.
+
+    Raises:
+        RunsError: nothing was evaluated there yet.
+    """
+    metric, metrics = task_of_run(folder).metric, read_metrics(folder)
+    found = {record["iteration"] + 1: record[metric] for record in metrics if metric in record}
     if not found:
-        raise RunsError(f"{folder}/metrics.json has no {METRIC}: nothing was evaluated there yet")
+        raise RunsError(f"{folder}/metrics.json has no {metric}: nothing was evaluated there yet")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     last = config["SOLVER"]["MAX_ITER"]  # the evaluation after training is written one later
     ap = {min(iteration, last): value for iteration, value in found.items()}
@@ -96,6 +102,12 @@ def read_folder(folder: Path, label: str) -> Run:
         ),
         seconds=float(np.median(times)) if times else None,
     )
+
+
+def task_of_run(folder: Path) -> Task:
+    """The task of the model that was trained in a folder; boxes where it has no config.yaml."""
+    file = folder / "config.yaml"
+    return task_of(CfgNode(yaml.safe_load(file.read_text()))) if file.is_file() else BOXES
 
 
 def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:

@@ -21,14 +21,6 @@ logger = logging.getLogger(__name__)
 NOTHING = -1  # the target of a query that has none
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Beside --out and the overrides."""
-    parser.add_argument(
-        "--run", action="append", required=True, metavar="LABEL=FOLDER", help="a training's folder"
-    )
-    parser.add_argument("--num-images", type=int, help="the first ones only")
-
-
 def run(args: argparse.Namespace) -> str:
     """Matches the test images with every numbered checkpoint of every run."""
     rows: list[dict] = []

@@ -15,8 +15,8 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..engine.launch import keep_freed_memory
-from ..engine.progress import peak_memory_mib
+from ..config import settle_device
+from ..engine.memory import keep_freed_memory, peak_memory_mib
 from ..engine.solver import amp_dtype_of, build_optimizer
 from ..errors import UserError
 
@@ -120,8 +120,7 @@ def measure_step(
     cfg, size: tuple[int, int], batch_size: int, *, num_objects: int, steps: int, training: bool
 ) -> dict:
     """Median, fastest and slowest seconds of a step, the shares of its parts, peak memory."""
-    if cfg.MODEL.DEVICE == "auto":
-        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    settle_device(cfg)
     cuda = cfg.MODEL.DEVICE.startswith("cuda")
     if not cuda:
         keep_freed_memory()

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.setup import build_config
+from ..config import build_config
 from ..errors import UserError
 from .output import new_figure, save_figure, write_csv
 from .results_file import PACKAGES, describe_machine, load_results, save_results, version_of
@@ -68,23 +68,6 @@ class Job:
         content = build_config(self.config, opts).dump()
         digest = hashlib.sha256(content.encode()).hexdigest()[:8]
         return out / f"{re.sub(r'[^a-zA-Z0-9.-]+', '_', self.label)}_{digest}" / f"seed_{self.seed}"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Beside --out and the overrides."""
-    parser.add_argument("--config-file", help="with --key and --values")
-    parser.add_argument("--key", help="the configuration key to vary")
-    parser.add_argument("--values", nargs="+", help="its values")
-    parser.add_argument(
-        "--run", action="append", default=[], metavar="'LABEL: CONFIG [KEY VALUE ...]'"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--results", required=True, help="JSON file that results are added to")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, on a CPU")
-    parser.add_argument("--num-gpus", type=int, default=1, help="of each training")
-    parser.add_argument(
-        "--minutes", type=float, help="stop then; what is running is resumed the next time"
-    )
 
 
 def run(args: argparse.Namespace) -> str:

@@ -1,6 +1,5 @@
 """What analyses of checkpoints start from: the model with all its groups, and annotated images."""
 
-import argparse
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,17 +12,15 @@ from detectron2.data import (
     MetadataCatalog,
     build_detection_test_loader,
 )
-from detectron2.modeling import build_model
 
-from ..checkpoint import GroupCheckpointer
+from ..checkpoint.restoring import restore
 from ..data.detr_augmentation import build_detr_augmentation
 from ..data.loader import SeededMapper
-from ..engine.setup import check_data, override, settle_config
+from ..engine.setup import check_data, settle_config
 from ..errors import UserError
-from ..inference.predictor import config_of, read_checkpoint
-from ..modeling.meta_arch import SetPredictor
+from ..modeling.meta_arch import SetPredictor, task_of
 from ..modeling.two_stage import TwoStageQueries
-from ..tasks.task import task_of
+from ..tasks.task import Task
 
 
 @dataclass
@@ -36,6 +33,11 @@ class TrainedModel:
     dataset: str  # the first of DATASETS.TEST
 
     @property
+    def task(self) -> Task:
+        """The task of the model."""
+        return task_of(self.cfg)
+
+    @property
     def class_names(self) -> list[str]:
         """Of the data set."""
         return MetadataCatalog.get(self.dataset).thing_classes
@@ -44,7 +46,7 @@ class TrainedModel:
         """Images of the test set, one by one, resized as for evaluation, with "instances"."""
         resize = build_detr_augmentation(self.cfg, is_train=False)
         order = self.cfg.INPUT.FORMAT
-        fields = task_of(self.cfg).annotation_fields
+        fields = self.task.annotation_fields
         mapper = SeededMapper(
             resize, image_format=order, is_train=True, seed=0, annotation_fields=fields
         )
@@ -55,38 +57,28 @@ class TrainedModel:
         return itertools.chain.from_iterable(loader)
 
 
-def add_weights_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """--weights and --num-images."""
-    parser.add_argument(
-        "--weights",
-        required=True,
-        nargs="+" if several else None,
-        help="checkpoints of train_net.py",
-    )
-    parser.add_argument("--num-images", type=int, help="the first ones only")
-
-
 def load(weights: str | Path, opts: list[str]) -> TrainedModel:
     """Builds the model of a checkpoint from the configuration that it carries.
 
     Raises:
         UserError: there is no checkpoint, or no data set to test on.
     """
-    cfg = config_of(read_checkpoint(weights))
-    override(cfg, opts)
-    cfg.DATASETS.TRAIN = ()  # it may not be on this machine
-    cfg.DATASETS.CUSTOM.TRAIN_JSON = cfg.DATASETS.CUSTOM.TRAIN_IMAGES = ""
-    settle_config(cfg)
-    if not cfg.DATASETS.TEST:
-        raise UserError(
-            f"{weights} was trained without a test set: name one, DATASETS.TEST \"('name',)\" or "
-            "DATASETS.CUSTOM.VAL_JSON and VAL_IMAGES"
-        )
-    check_data(cfg, cfg.DATASETS.TEST)
-    torch.manual_seed(0)
-    model = build_model(cfg).eval()
-    GroupCheckpointer(model).load(str(weights), checkpointables=[])
-    return TrainedModel(cfg, model, Path(weights), cfg.DATASETS.TEST[0])
+
+    def settle(cfg: CfgNode) -> None:
+        cfg.DATASETS.TRAIN = ()  # it may not be on this machine
+        cfg.DATASETS.CUSTOM.TRAIN_JSON = cfg.DATASETS.CUSTOM.TRAIN_IMAGES = ""
+        settle_config(cfg)
+        if not cfg.DATASETS.TEST:
+            raise UserError(
+                f"{weights} was trained without a test set: name one, DATASETS.TEST "
+                "\"('name',)\" or DATASETS.CUSTOM.VAL_JSON and VAL_IMAGES"
+            )
+        check_data(cfg, cfg.DATASETS.TEST)
+        torch.manual_seed(0)
+
+    restored = restore(weights, opts, settle=settle)
+    cfg = restored.cfg
+    return TrainedModel(cfg, restored.model, Path(weights), cfg.DATASETS.TEST[0])
 
 
 def check_one_to_one(trained: TrainedModel) -> None:

@@ -3,23 +3,12 @@
 import argparse
 from pathlib import Path
 
-from ..engine.setup import build_config
+from ..config import build_config
 from .output import new_figure, save_figure, write_csv
 from .runs import split_label
 from .step_cost import measure_step, run_apart
 
 COCO_TRAIN_IMAGES = 118287
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Beside --out and the overrides."""
-    parser.add_argument("--config-file", nargs="+", required=True, metavar="[LABEL=]FILE")
-    parser.add_argument("--num-groups", type=int, nargs="+", default=[1, 11], metavar="K")
-    parser.add_argument("--image-size", type=int, nargs=2, default=[800, 1066], metavar=("H", "W"))
-    parser.add_argument("--batch-size", type=int, default=2, help="of a process")
-    parser.add_argument("--processes", type=int, default=1, help="that share an epoch evenly")
-    parser.add_argument("--images", type=int, default=COCO_TRAIN_IMAGES, help="of an epoch")
-    parser.add_argument("--steps", type=int, default=3, help="measured steps, after two more")
 
 
 def run(args: argparse.Namespace) -> str:

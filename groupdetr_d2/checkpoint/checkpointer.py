@@ -116,19 +116,15 @@ class GroupCheckpointer(DetectionCheckpointer):
         """Names the checkpoint to resume from, in a file that is never half written."""
         write_safely(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
+    def load_content(self, content: dict) -> None:
+        """Loads the model, to be used, from the content of a checkpoint that is read already."""
+        self.is_new_use, self.wanted = True, self.load_only
+        incompatible = self._load_model(content)
+        if incompatible is not None:
+            self._log_incompatible_keys(incompatible)
+
     def _load_file(self, filename: str) -> dict:
-        if filename.endswith(".pkl"):
-            return _detectron2_content(read_file(filename, trust=self.trust))
-        loaded = read_file(filename, trust=self.trust)
-        loaded = loaded if "model" in loaded else {"model": loaded}
-        if "model_state" in loaded["model"]:  # pycls's .pyth
-            model = loaded["model"]["model_state"]
-            return {"model": model, "__author__": "pycls", "matching_heuristics": True}
-        if "layer1.0.conv1.weight" in loaded["model"]:
-            loaded["model"] = _torchvision_backbone(loaded["model"])
-        if "patch_embed.proj.weight" in loaded["model"]:
-            loaded["model"] = _swin_backbone(loaded["model"])
-        return loaded
+        return read_content(filename, trust=self.trust)
 
     def _load_model(self, checkpoint: dict):
         if self.is_new_use and "mean_weights" in checkpoint:
@@ -146,6 +142,32 @@ class GroupCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         report_loading(self.model, incompatible, changed)
         return incompatible
+
+
+def read_content(filename: str, *, trust: bool = False) -> dict:
+    """Reads a checkpoint of this package, of Detectron2, pycls, torchvision or Swin.
+
+    Args:
+        trust: whether the file may run code.
+
+    Returns:
+        a dictionary with "model", a state dict, and what else the file holds.
+
+    Raises:
+        UnreadableCheckpointError: naming the file and the remedy.
+    """
+    if filename.endswith(".pkl"):
+        return _detectron2_content(read_file(filename, trust=trust))
+    loaded = read_file(filename, trust=trust)
+    loaded = loaded if "model" in loaded else {"model": loaded}
+    if "model_state" in loaded["model"]:  # pycls's .pyth
+        model = loaded["model"]["model_state"]
+        return {"model": model, "__author__": "pycls", "matching_heuristics": True}
+    if "layer1.0.conv1.weight" in loaded["model"]:
+        loaded["model"] = _torchvision_backbone(loaded["model"])
+    if "patch_embed.proj.weight" in loaded["model"]:
+        loaded["model"] = _swin_backbone(loaded["model"])
+    return loaded
 
 
 def _detectron2_content(content: dict) -> dict:

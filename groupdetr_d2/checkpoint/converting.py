@@ -9,9 +9,8 @@ import safetensors.torch
 import torch
 from detectron2.modeling import build_model
 
+from ..config import build_config
 from ..config.files import config_folder
-from ..engine.launch import report_errors
-from ..engine.setup import build_config
 from . import (
     CheckpointError,
     conditional_detr,
@@ -59,20 +58,6 @@ SOURCES: dict[str, tuple[Any, str]] = {
 }
 
 
-def main(argv: list[str]) -> int:
-    """Writes OUT; fails if a parameter of our model stays empty."""
-    parser = argparse.ArgumentParser(prog="groupdetr_d2 convert", description=__doc__)
-    parser.add_argument("--source", required=True, choices=sorted(SOURCES))
-    parser.add_argument("--config-file", default="", help="the model's yaml, if not the usual one")
-    parser.add_argument("input", help="the official checkpoint")
-    parser.add_argument("output", help="the checkpoint to write")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides: KEY VALUE ...")
-    args = parser.parse_args(argv)
-    with report_errors():
-        convert_file(args)
-    return 0
-
-
 def convert_file(args: argparse.Namespace) -> None:
     """Reads, converts, compares with the model's own keys and shapes, writes."""
     converter, default_config = SOURCES[args.source]
@@ -80,23 +65,23 @@ def convert_file(args: argparse.Namespace) -> None:
     official, trained_with = read_official(args.input)
     check_dilation(cfg, trained_with, args.input)
     detr = cfg.MODEL.DETR
-    converted, homeless = converter.convert_state_dict(
+    converted, unmapped = converter.convert_state_dict(
         official, num_queries=detr.NUM_OBJECT_QUERIES, num_classes=detr.NUM_CLASSES
     )
     shape = converted.get("head.queries.bank.shape")
     if shape is not None:
         detr.NUM_GROUPS = int(shape[0])
     own = own_shapes(cfg)
-    without_home = {key: official[key] for key in homeless}
-    without_home |= {key: value for key, value in converted.items() if key not in own}
-    for key, value in without_home.items():
-        sys.stdout.write(f"no home for {key} {tuple(value.shape)}\n")
+    unmapped_tensors = {key: official[key] for key in unmapped}
+    unmapped_tensors |= {key: value for key, value in converted.items() if key not in own}
+    for key, value in unmapped_tensors.items():
+        sys.stdout.write(f"no name for {key} {tuple(value.shape)}\n")
     converted = {key: value for key, value in converted.items() if key in own}
     check_complete(own, converted, args.input)
     torch.save({"model": converted, "run": RunInfo(cfg).state_dict()}, args.output)
     sys.stdout.write(
         f"{args.output}: {len(converted)} tensors, K = {detr.NUM_GROUPS} groups of N = "
-        f"{detr.NUM_OBJECT_QUERIES} queries, {len(without_home)} official keys without a home\n"
+        f"{detr.NUM_OBJECT_QUERIES} queries, {len(unmapped_tensors)} official keys without a home\n"
     )
 
 

@@ -52,7 +52,7 @@ def _repeats(key: str, value: torch.Tensor, tensors: StateDict) -> bool:
     part = re.match(r"^(class|bbox)_embed\.(\d+)\.", key)
     if not part or part[2] == "0":
         return False
-    pair = ("class_embed.{}.weight", "bbox_embed.{}.layers.0.weight")
+    pair = "class_embed.{}.weight bbox_embed.{}.layers.0.weight".split()
     return all(torch.equal(tensors[x.format(part[2])], tensors[x.format(0)]) for x in pair)
 
 

@@ -76,23 +76,23 @@ def backbone_key(key: str) -> str | None:
 def convert_state_dict(
     official: dict[str, Tensor], *, num_queries: int = 300, num_classes: int = 80
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict under our names, and the keys that found no home.
+    """The state dict under our names, and the keys that have no name here.
 
     Args:
         num_queries: N of the model.
         num_classes: 80 selects COCO's classes from the hub's 91 columns; 91 keeps the columns.
     """
-    converted, homeless = {}, []
+    converted, unmapped = {}, []
     for key, value in official.items():
         name = convert_key(key)
         if name is None or name.endswith("num_batches_tracked"):
-            homeless.append(key)
+            unmapped.append(key)
             continue
         if "ref_point_head" in name and "ref_anchor_head" not in " ".join(official):
             name = name.replace("head.decoder.query_position.", "head.queries.")
         converted[name] = select_classes(name, value, num_classes).clone()
     converted = join_projections(converted)
-    return converted | describe_bank(converted, num_queries), homeless
+    return converted | describe_bank(converted, num_queries), unmapped
 
 
 def join_projections(converted: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -48,14 +48,14 @@ def convert_state_dict(
     official: StateDict, *, num_queries: int = 300, num_classes: int = 80
 ) -> tuple[StateDict, list[str]]:
     """See :meth:`groupdetr_d2.checkpoint.official.Converter.convert_state_dict`."""
-    converted, homeless = deformable_detr.CONVERTER.convert_state_dict(
+    converted, unmapped = deformable_detr.CONVERTER.convert_state_dict(
         official_state_dict(official), num_queries=num_queries, num_classes=num_classes
     )
     for key, value in official.items():
         if key.startswith("model.backbone."):
             name = backbone_key(key)
             if name is None:
-                homeless.append(key)
+                unmapped.append(key)
             else:
                 converted[name] = value.clone()
-    return converted, homeless
+    return converted, unmapped

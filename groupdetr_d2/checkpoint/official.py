@@ -101,18 +101,18 @@ class Converter:
             num_classes: 80 selects COCO's classes from the official 91 columns; 91 keeps them.
 
         Returns:
-            the converted state dict, and the official keys that found no home.
+            the converted state dict, and the official keys that have no name here.
         """
-        converted, homeless = {}, []
+        converted, unmapped = {}, []
         prepared = self.prepare(official)
         for key, value in prepared.items():
             name = self.convert_key(key)
             if name is None:
-                homeless.append(key)
+                unmapped.append(key)
                 continue
             converted[name] = select_classes(name, value, num_classes).clone()
         converted.update(describe_bank(converted, num_queries))
-        return self.finish(converted, prepared), homeless
+        return self.finish(converted, prepared), unmapped
 
 
 def describe_bank(converted: dict[str, Tensor], num_queries: int) -> dict[str, Tensor]:

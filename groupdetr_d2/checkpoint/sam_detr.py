@@ -6,7 +6,7 @@ RULES = [
     (r"^query_embed\.weight$", "head.queries.bank.weight"),
     (r"^input_proj\.(\d+)\.(\d)\.", r"head.neck.projections.\1.\2."),
     # the same tensors as bbox_embed.*, registered a second time
-    (r"^transformer\.decoder\.bbox_embed\.", "bbox_embed."),
+    (r"^transformer\.decoder\.(bbox_embed)\.", r"\1."),
     (r"^bbox_embed\.(\d+)\.", r"head.predictor.layer_box_heads.\1."),
     (r"^class_embed\.(\d+)\.", r"head.predictor.class_heads.\1."),
     (r"\.ca_([qk])pos_sine_proj\.", r".cross_attn.\1_sine."),

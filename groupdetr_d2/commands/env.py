@@ -30,9 +30,12 @@ NEEDED = [
 ]
 
 
-def main(argv: list[str]) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds no arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
     """Returns 1 if something is missing or too old."""
-    argparse.ArgumentParser(prog="groupdetr_d2 env", description=__doc__).parse_args(argv)
     sys.stdout.write(f"python {platform.python_version()} on {platform.platform()}\n")
     problems = []
     for module, distribution, lowest in NEEDED:

@@ -1,17 +1,46 @@
 """Trains and evaluates; what train_net.py does, wherever the package is installed."""
 
-import argparse
+import os
+from argparse import REMAINDER, ArgumentParser, Namespace
 
-from ..engine.launch import launch
-from ..engine.main import build_parser
-from ..engine.main import main as train
+# of one's own data set: each becomes a key of DATASETS.CUSTOM
+DATA_FLAGS = ("train_json", "train_images", "val_json", "val_images")
 
 
-def main(argv: list[str]) -> int:
-    """Takes train_net.py's arguments."""
-    parser = build_parser()
-    parser.prog = "groupdetr_d2 train"
-    # Detectron2's examples name the script that they belong to
-    parser.epilog, parser.formatter_class = None, argparse.HelpFormatter
-    launch(train, parser.parse_args(argv))
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds Detectron2's arguments and those of one's own data."""
+    parser.add_argument("--config-file", default="", metavar="FILE", help="the model's yaml")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes of this machine")
+    parser.add_argument("--num-machines", type=int, default=1, help="machines in all")
+    parser.add_argument("--machine-rank", type=int, default=0, help="the number of this machine")
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{default_port()}",
+        help="address of the first machine, for several",
+    )
+    for flag in DATA_FLAGS:
+        what = "COCO-format annotations" if flag.endswith("json") else "folder of the images"
+        text = f"{what} of your own {flag.split('_')[0]} set"
+        parser.add_argument(f"--{flag.replace('_', '-')}", default="", metavar="PATH", help=text)
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="let MODEL.WEIGHTS run code when it is read: pickles of more than arrays need it",
+    )
+    parser.add_argument("opts", nargs=REMAINDER, help="overrides: KEY VALUE ...")
+
+
+def default_port() -> int:
+    """The port of Detectron2's launcher: the same for every run of a user."""
+    return 2**15 + 2**14 + hash(os.getuid() if hasattr(os, "getuid") else 1) % 2**14
+
+
+def run(args: Namespace) -> int:
+    """Launches the processes that --num-gpus and --num-machines ask for."""
+    from ..engine.launch import launch
+    from ..engine.main import main
+
+    launch(main, args)
     return 0

@@ -1,5 +1,14 @@
 """The configuration: keys, yaml files, and what is checked before anything else is done."""
 
+from .building import ConfigError, build_config, override, settle_device
+from .choices import check_choices
 from .keys import add_groupdetr_config
 
-__all__ = ["add_groupdetr_config"]
+__all__ = [
+    "ConfigError",
+    "add_groupdetr_config",
+    "build_config",
+    "check_choices",
+    "override",
+    "settle_device",
+]

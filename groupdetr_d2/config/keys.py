@@ -1,178 +1,233 @@
-"""The configuration keys that this plugin adds to Detectron2's."""
+"""The configuration keys that this plugin adds to Detectron2's, and defaults that it changes.
+
+The comment above a key is its description; tools/write_config_page.py makes docs/config.md of them.
+Keys that take one of several words are listed in choices.py.
+"""
+
+import importlib
 
 from detectron2.config import CfgNode as CN
 
 
 def add_groupdetr_config(cfg: CN) -> None:
-    """Adds every key of the plugin, and sets Detectron2's own to what DETR models expect."""
+    """Adds every key of the plugin, and sets Detectron2's own to what DETR models expect.
+
+    The plugin's meta-architectures, backbones and variants are registered with Detectron2, so that
+    `detectron2.modeling.build_model(cfg)` finds them.
+    """
+    for package in ("modeling", "variants"):
+        importlib.import_module(f"groupdetr_d2.{package}")  # importing registers what is in it
     _add_model_keys(cfg)
     _add_detr_keys(cfg)
     _add_loss_keys(cfg)
     _add_variant_keys(cfg)
+    _add_backbone_keys(cfg)
     _add_solver_keys(cfg)
     _add_data_keys(cfg)
 
 
 def _add_model_keys(cfg: CN) -> None:
+    # The meta-architecture, which stands for the task: GroupDETR detects 2D boxes.
     cfg.MODEL.META_ARCHITECTURE = "GroupDETR"
-    # "auto" takes CUDA if there is any, else the CPU
+    # The device of the model. "auto" is CUDA where there is a GPU, else the CPU.
     cfg.MODEL.DEVICE = "auto"
-    # torchvision's ImageNet models: RGB, in this order
+    # The mean that is subtracted from pixels, in the order of INPUT.FORMAT: torchvision's, RGB.
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.280, 103.530]
+    # The deviation that pixels are divided by, in the order of INPUT.FORMAT: torchvision's, RGB.
     cfg.MODEL.PIXEL_STD = [58.395, 57.120, 57.375]
-
-    # parameters that stay as they are: patterns such as "backbone.*" or "head.encoder.*"
+    # Names of parameters that are not trained, as patterns such as "backbone.*".
     cfg.MODEL.FREEZE = []
-    # what a new run takes from MODEL.WEIGHTS: patterns of names as above; all that fits, if empty
+    # Names of parameters that a new run loads from MODEL.WEIGHTS, as patterns such as
+    # "head.encoder.*". An empty list loads all that fits.
     cfg.MODEL.LOAD_ONLY = []
-
-    # a backend of torch.compile, such as "inductor", for backbone, encoder and decoder layers in
-    # training; "" leaves them as they are
+    # The torch.compile backend, such as "inductor", for backbone, encoder and decoder layers in
+    # training. Empty compiles nothing.
     cfg.MODEL.COMPILE = ""
 
     cfg.MODEL.EMA = CN()
-    # a running mean of the weights, which is evaluated and used for inference
+    # Whether a running mean of the weights is kept, evaluated and used for inference.
     cfg.MODEL.EMA.ENABLED = False
-    # the share of the mean that an iteration keeps
+    # The share of the running mean that is kept in an iteration.
     cfg.MODEL.EMA.DECAY = 0.9998
 
 
 def _add_detr_keys(cfg: CN) -> None:
     cfg.MODEL.DETR = CN()
-    # a name of the registry of variants, see groupdetr_d2/variants/
+    # The DETR variant, a name of the registry in groupdetr_d2/variants/.
     cfg.MODEL.DETR.VARIANT = "conditional_detr"
-    # K, the groups of object queries in training; 1 is the model without Group DETR
+    # K, the groups of object queries in training. 1 is the model without Group DETR.
     cfg.MODEL.DETR.NUM_GROUPS = 1
-    # ablation: self-attention among the queries of all groups in training
+    # Whether the queries of all groups attend to one another in training (an ablation).
     cfg.MODEL.DETR.JOINT_SELF_ATTENTION = False
-    # N, the object queries of one group
+    # N, the object queries of one group.
     cfg.MODEL.DETR.NUM_OBJECT_QUERIES = 300
-    # must be that of the data; set from the json when training on one's own (--train-json)
+    # The number of classes of the data; set from the json with --train-json.
     cfg.MODEL.DETR.NUM_CLASSES = 80
-    # outputs of the backbone to use, fine to coarse
+    # The backbone's feature maps that the neck reads, fine to coarse.
     cfg.MODEL.DETR.IN_FEATURES = ["res5"]
-    # deformable models: feature levels beyond, each at half the resolution of the one before
+    # Further feature levels of deformable models, each at half the resolution of the one before.
     cfg.MODEL.DETR.EXTRA_LEVELS = 0
+    # The channels of queries and memory.
     cfg.MODEL.DETR.HIDDEN_DIM = 256
+    # The heads of every attention.
     cfg.MODEL.DETR.NHEADS = 8
+    # The width of the feed-forward networks.
     cfg.MODEL.DETR.DIM_FEEDFORWARD = 2048
+    # The probability of dropout in attention, residual connections and feed-forward networks.
     cfg.MODEL.DETR.DROPOUT = 0.1
+    # The number of encoder layers.
     cfg.MODEL.DETR.ENC_LAYERS = 6
+    # The number of decoder layers.
     cfg.MODEL.DETR.DEC_LAYERS = 6
-    # of the feature maps' position embedding; a checkpoint works with its own alone
+    # The temperature of the feature maps' position embedding; a checkpoint needs its own.
     cfg.MODEL.DETR.POSITION_TEMPERATURE = 10000
-    # of the same: 0 puts a cell's position at its far edge, 0.5 at its centre
+    # The point of a cell that its position embedding is computed at: 0 is its far edge, 0.5 its
+    # centre. A checkpoint needs its own.
     cfg.MODEL.DETR.POSITION_OFFSET = 0.0
-    # after the projection of backbone features: "" or "GN"
+    # The norm after the projection of the backbone's features.
     cfg.MODEL.DETR.PROJECTION_NORM = ""
-    # encoder and decoder layers compute their activations anew in backward: less memory, more time
+    # Whether backward computes the activations of encoder and decoder layers anew, which takes less
+    # memory and more time.
     cfg.MODEL.DETR.RECOMPUTE = False
 
 
 def _add_loss_keys(cfg: CN) -> None:
-    # ablation: queries that are matched with each target; more than 1 is naive one-to-many
-    # assignment, which teaches the model to find every object so many times
+    # The queries of a group that are matched with each target. More than 1 is naive one-to-many
+    # assignment (an ablation), after which a model finds every object so many times.
     cfg.MODEL.DETR.MATCHES_PER_TARGET = 1
-    # weights in the loss
+    # The weight of the classification loss.
     cfg.MODEL.DETR.CLASS_WEIGHT = 2.0
+    # The weight of the L1 loss of boxes.
     cfg.MODEL.DETR.L1_WEIGHT = 5.0
+    # The weight of the generalized IoU loss of boxes.
     cfg.MODEL.DETR.GIOU_WEIGHT = 2.0
-    # weights in the matching
+    # The weight of the classification cost in the matching.
     cfg.MODEL.DETR.CLASS_COST = 2.0
+    # The weight of the L1 cost of boxes in the matching.
     cfg.MODEL.DETR.L1_COST = 5.0
+    # The weight of the generalized IoU cost of boxes in the matching.
     cfg.MODEL.DETR.GIOU_COST = 2.0
 
 
 def _add_variant_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.DENOISING = CN()
-    # denoising queries of a group, about: whole repetitions of the fullest image's targets; 0: none
+    # The denoising queries of a group, rounded down to whole repetitions of the targets of the
+    # batch's fullest image (at least one); dino adds a negative query for each. 0 is no denoising.
     cfg.MODEL.DETR.DENOISING.NUM_QUERIES = 0
-    # probability that a label is drawn anew
+    # The probability that a denoising query's label is drawn anew.
     cfg.MODEL.DETR.DENOISING.LABEL_NOISE = 0.2
-    # largest shift of a box, relative to half its size, and largest change of its size
+    # The largest shift of a denoising query's box, relative to half its size, and the largest
+    # change of its size.
     cfg.MODEL.DETR.DENOISING.BOX_NOISE = 0.4
-
-    # deformable attention: points that a query looks at, in each level and head
+    # The points that a query of deformable attention samples in each level and head.
     cfg.MODEL.DETR.NUM_POINTS = 4
-    # deformable_detr: whether each layer moves the boxes
+    # Whether each decoder layer of deformable_detr moves the boxes.
     cfg.MODEL.DETR.BOX_REFINE = True
-    # two-stage models take their queries from the encoder's output; "": learned queries
+    # The origin of the queries. Empty: learned. "objectness" (deformable_detr) and "pure"
+    # (dab_deformable_detr): the best positions of the encoder's output.
     cfg.MODEL.DETR.TWO_STAGE = ""
 
     cfg.MODEL.DETR.SAM = CN()
-    # SAM-DETR: add SMCA's Gaussians to the attention logits
+    # Whether sam_detr adds SMCA's Gaussians to the attention logits.
     cfg.MODEL.DETR.SAM.SMCA = False
 
+
+def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.SWIN = CN()
-    # build_swin_backbone: Swin-T's sizes
+    # The channels of the first stage of build_swin_backbone.
     cfg.MODEL.SWIN.EMBED_DIM = 96
+    # The blocks of each stage of build_swin_backbone.
     cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    # The attention heads of each stage of build_swin_backbone.
     cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    # The side of a window of build_swin_backbone, in cells.
     cfg.MODEL.SWIN.WINDOW_SIZE = 7
-    # probability that a block is left out, growing from 0 to this with depth
+    # The probability that the last block of build_swin_backbone is left out in training; it grows
+    # from 0 with depth.
     cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
+    # The feature maps that build_swin_backbone returns: p0, p1, ... have strides 4, 8, ...
     cfg.MODEL.SWIN.OUT_FEATURES = ["p1", "p2", "p3"]
 
     cfg.MODEL.SMALL_RESNET = CN()
-    # build_small_resnet_backbone: channels of the stem, res2, res3, ...
+    # The channels of the stem, res2, res3, ... of build_small_resnet_backbone.
     cfg.MODEL.SMALL_RESNET.CHANNELS = [32, 32, 64, 128, 256]
 
 
 def _add_solver_keys(cfg: CN) -> None:
+    # The optimizer.
     cfg.SOLVER.OPTIMIZER = "ADAMW"
-    # learning rate of the backbone, relative to the rest
+    # The learning rate of the backbone, relative to the others'.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
-    # parameters with one of these in their name learn at the backbone's rate too
+    # Parts of names of further parameters that learn at the backbone's rate.
     cfg.SOLVER.SLOW_NAMES = []
-    # parts of a batch that go through the model one after another: less memory, the same gradient
+    # The parts of a batch that go through the model one after another, which takes less memory; the
+    # gradient is that of the whole batch.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
-    # length of the training in epochs instead of MAX_ITER; STEPS move along in proportion, and
-    # evaluation and checkpoints come once an epoch. 0: MAX_ITER holds
+    # The length of the training in epochs instead of MAX_ITER. STEPS are scaled in proportion, and
+    # evaluation and checkpoints come once an epoch. 0 leaves MAX_ITER.
     cfg.SOLVER.EPOCHS = 0
-    # batch size that BASE_LR is meant for: with another one it is changed in proportion. 0: never
+    # The batch size that BASE_LR is meant for; with another IMS_PER_BATCH the rate is scaled in
+    # proportion. 0 never scales.
     cfg.SOLVER.REFERENCE_BATCH = 0
-    # evaluations without a better AP after which the training ends; 0: never
+    # The evaluations without a better result after which the training ends. 0 never ends it.
     cfg.SOLVER.PATIENCE = 0
-    # numbered checkpoints that are kept, the last ones; 0: all
+    # The number of numbered checkpoints that are kept, the last ones. 0 keeps all.
     cfg.SOLVER.KEEP_CHECKPOINTS = 0
-    # losses, gradients or matching costs that are NaN or infinite: "raise" ends the run, "skip"
-    # leaves the iteration out, in every process, as often as NONFINITE_BUDGET says
+    # What to do when losses, gradients or matching costs are NaN or infinite: "raise" ends the run,
+    # "skip" leaves the iteration out, in every process.
     cfg.SOLVER.ON_NONFINITE = "raise"
+    # The iterations that SOLVER.ON_NONFINITE "skip" may leave out in all.
     cfg.SOLVER.NONFINITE_BUDGET = 100
+    # The learning rate of all parameters but the backbone's.
     cfg.SOLVER.BASE_LR = 1e-4
+    # The weight decay of all parameters.
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
+    # The iterations of linear warm-up.
     cfg.SOLVER.WARMUP_ITERS = 0
-    # "full_model" clips the norm of all gradients together
+    # Whether gradients are clipped.
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    # The kind of clipping: "full_model" bounds the norm of all gradients together.
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    # The bound on the norm of the gradients.
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.1
-    # "float16" or "bfloat16"; boxes, costs and losses stay float32
+    # The type of mixed precision (SOLVER.AMP.ENABLED); boxes, costs and losses stay float32.
     cfg.SOLVER.AMP.DTYPE = "float16"
 
 
 def _add_data_keys(cfg: CN) -> None:
+    # The order of an image's channels.
     cfg.INPUT.FORMAT = "RGB"
-    # DETR's augmentation: with probability 0.5 (if CROP.ENABLED) resize to one of CROP.MIN_SIZE
-    # and crop, then in any case resize to one of MIN_SIZE_TRAIN
+    # The shorter sides, one of which is chosen at random, of images that are then cropped: with
+    # probability 0.5 if INPUT.CROP.ENABLED, ahead of the resizing to INPUT.MIN_SIZE_TRAIN (DETR's
+    # augmentation).
     cfg.INPUT.CROP.MIN_SIZE = [400, 500, 600]
-    # the official recipes train on the images without objects too
+    # Whether images without objects are left out of training; the official recipes keep them.
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
-    # a training image that cannot be read: "raise" ends the run, "skip" takes the next one, until
-    # more than MAX_SKIPPED different ones have failed in a process
+    # What to do when a training image cannot be read: "raise" ends the run, "skip" takes the next
+    # image.
     cfg.DATALOADER.ON_ERROR = "raise"
+    # The different images that DATALOADER.ON_ERROR "skip" may leave out in a process.
     cfg.DATALOADER.MAX_SKIPPED = 100
 
-    # a data set of one's own in COCO's format; also --train-json and so on of train_net.py
     cfg.DATASETS.CUSTOM = CN()
+    # The annotations of your own training set in COCO's format (--train-json).
     cfg.DATASETS.CUSTOM.TRAIN_JSON = ""
+    # The image folder of your own training set (--train-images).
     cfg.DATASETS.CUSTOM.TRAIN_IMAGES = ""
+    # The annotations of your own validation set in COCO's format (--val-json).
     cfg.DATASETS.CUSTOM.VAL_JSON = ""
+    # The image folder of your own validation set (--val-images).
     cfg.DATASETS.CUSTOM.VAL_IMAGES = ""
-    # boxes without area or wholly outside their image: "error" names them, "drop" leaves them out
+    # What to do with boxes that have no area or lie outside their image: "error" names them, "drop"
+    # leaves them out.
     cfg.DATASETS.CUSTOM.BAD_BOXES = "error"
-    # the generated set of groupdetr_d2/data/shapes.py
+
     cfg.DATASETS.SHAPES = CN()
+    # The training images of the generated set (groupdetr_d2/data/shapes.py).
     cfg.DATASETS.SHAPES.NUM_TRAIN = 4000
+    # The validation images of the generated set.
     cfg.DATASETS.SHAPES.NUM_VAL = 400
+    # The side of a generated image, in pixels.
     cfg.DATASETS.SHAPES.IMAGE_SIZE = 128
+    # The most objects of a generated image.
     cfg.DATASETS.SHAPES.MAX_OBJECTS = 8

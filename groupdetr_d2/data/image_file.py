@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image
 
@@ -18,6 +19,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+ROTATED = {5, 6, 7, 8}  # orientations that exchange width and height
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
@@ -48,16 +50,26 @@ def read_array(path: str | Path, image_format: str) -> np.ndarray:
     """
     with Path(path).open("rb") as file, Image.open(file) as image:
         image.load()
-        try:
-            orientation = image.getexif().get(ORIENTATION, 0)
-        except Exception:  # a broken tag is no broken picture
-            orientation = 0
+        orientation = orientation_of(image)
         picture: Image.Image = image
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             picture = Image.fromarray(_eight_bits(np.asarray(image)))
         method = TURNS.get(orientation)
         turned = picture if method is None else picture.transpose(method)
         return convert_PIL_to_numpy(turned, image_format)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an image, 0 if it says none or something unreadable."""
+    try:
+        return image.getexif().get(ORIENTATION, 0)
+    except Exception:  # a broken tag is no broken picture
+        return 0
+
+
+def channels_first(image: np.ndarray) -> torch.Tensor:
+    """Makes a tensor (3, H, W) of an image (H, W, 3)."""
+    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:

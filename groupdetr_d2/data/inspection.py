@@ -1,7 +1,7 @@
-"""A look at a data set before training: everything that is wrong with it, and what is in it.
+"""Inspection of a data set before training: everything that is wrong with it, and its contents.
 
-Training checks the same things fast (custom.py, checks.py) and stops at the first; here the images
-are opened too, and all findings come together.
+Training applies the same rules (coco_rules.py, checks.py) and stops at the first error; here the
+images are opened too, and all findings are listed.
 """
 
 import math
@@ -16,26 +16,10 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from .checks import is_usable_box
-from .custom import REQUIRED, read_json
+from .coco_rules import Finding, find_errors, is_complete, read_json
+from .image_file import ROTATED, orientation_of
 
-ORIENTATION, ROTATED = 0x0112, {5, 6, 7, 8}  # EXIF: the picture lies on its side
 SMALL, MEDIUM = 32**2, 96**2  # COCO's limits of area, in pixels
-SHOWN = 5  # examples of a kind of finding
-
-
-@dataclass
-class Finding:
-    """Something that is wrong, in one place or in many."""
-
-    is_error: bool  # else a warning
-    text: str
-    examples: list[str]
-
-    def __str__(self) -> str:
-        shown = "; ".join(self.examples[:SHOWN])
-        more = len(self.examples) - SHOWN
-        rest = f"; and {more} more" if more > 0 else ""
-        return f"{'error' if self.is_error else 'warning'}: {self.text}: {shown}{rest}"
 
 
 @dataclass
@@ -70,42 +54,14 @@ def inspect_coco(
         DatasetError: the json cannot be read at all.
     """
     content, inspection = read_json(json_file), Inspection()
-    for key in REQUIRED:
-        if not isinstance(content.get(key), list):
-            inspection.add(True, "the json lacks a list", [key])
-    if inspection.has_errors:
+    inspection.findings += find_errors(content)
+    if not is_complete(content):  # what follows reads these fields
         return inspection
-    for key, names in REQUIRED.items():
-        for name in names:
-            lacking = [str(x)[:80] for x in content[key] if name not in x]
-            inspection.add(True, f"{key} without {name!r}", lacking)
-    if inspection.has_errors:  # what follows reads these fields
-        return inspection
-    _check_ids(content, inspection)
     _check_boxes(content, inspection)
     _check_images(content["images"], Path(image_root), decode, inspection)
     _check_contents(content, num_queries, inspection)
     inspection.numbers = count(content)
     return inspection
-
-
-def _check_ids(content: dict, inspection: Inspection) -> None:
-    for key in REQUIRED:
-        repeated = Counter(x["id"] for x in content[key])
-        inspection.add(True, f"{key} share an id", [i for i, n in repeated.items() if n > 1])
-    files = Counter(x["file_name"] for x in content["images"])
-    inspection.add(True, "images listed more than once", [f for f, n in files.items() if n > 1])
-    for what, key, place in (
-        ("image", "images", "image_id"),
-        ("class", "categories", "category_id"),
-    ):
-        known = {x["id"] for x in content[key]}
-        unknown = [
-            f"annotation {a['id']} ({a[place]})"
-            for a in content["annotations"]
-            if a[place] not in known
-        ]
-        inspection.add(True, f"annotations of an unknown {what}", unknown)
 
 
 def _check_boxes(content: dict, inspection: Inspection) -> None:
@@ -160,7 +116,7 @@ def look_at(path: Path, decode: bool) -> tuple[tuple[int, int] | None, str]:
             if decode:
                 image.load()
             has_exif = decode or image.format != "PNG"  # looking for it decodes a PNG
-            rotated = has_exif and image.getexif().get(ORIENTATION) in ROTATED
+            rotated = has_exif and orientation_of(image) in ROTATED
         return (size[::-1] if rotated else size), ""
     except Exception as error:  # an image library can raise anything
         return None, f"{type(error).__name__}: {error}"

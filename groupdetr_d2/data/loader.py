@@ -22,8 +22,7 @@ from detectron2.data.detection_utils import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..errors import UserError
-from .image_file import ImageReadError, read_array
+from .image_file import ImageReadError, channels_first, read_array
 from .workers import leave_signals_to_parent
 
 
@@ -130,9 +129,9 @@ class SeededMapper:
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         size = augmented.image.shape[:2]
-        d["image"] = _channels_first(augmented.image)
+        d["image"] = channels_first(augmented.image)
         if self.keeps_original:
-            d["original"] = _channels_first(image)
+            d["original"] = channels_first(image)
         annotations = d.pop("annotations", ())
         if self.is_train:
             objects = [
@@ -143,11 +142,6 @@ class SeededMapper:
             kept = [transform_instance_annotations(x, transforms, size) for x in objects]
             d["instances"] = filter_empty_instances(annotations_to_instances(kept, size))
         return d
-
-
-def _channels_first(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) -> (3, H, W)."""
-    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 class TrainingSampler(Sampler):
@@ -214,10 +208,6 @@ def build_train_loader(cfg, training_set: TrainingSet, mapper: Callable, start_i
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
     )
-    if cfg.DATALOADER.ON_ERROR not in ("raise", "skip"):
-        raise UserError(
-            f"DATALOADER.ON_ERROR is {cfg.DATALOADER.ON_ERROR!r}; it can be raise or skip"
-        )
     return DataLoader(
         training_set.mapped(mapper, skips=cfg.DATALOADER.ON_ERROR == "skip"),
         batch_size=batch_size,

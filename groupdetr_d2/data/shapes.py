@@ -18,6 +18,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from .coco_rules import box_annotation
+
 logger = logging.getLogger(__name__)
 
 CLASSES = ("circle", "ring", "square", "diamond", "triangle", "cross")
@@ -86,9 +88,8 @@ def generate_shapes(spec: ShapesSpec, root: Path) -> Path:
         size = {"width": spec.image_size, "height": spec.image_size}
         images.append({"id": i, "file_name": name, **size})
         for category, (x, y, w, h) in objects:
-            identity = {"id": len(annotations) + 1, "image_id": i, "category_id": category + 1}
-            box = {"bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
-            annotations.append({**identity, **box})
+            number = len(annotations) + 1
+            annotations.append(box_annotation(number, i, category + 1, (x, y, w, h)))
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     content = {
         "info": asdict(spec),

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from .checks import DatasetError
+from .coco_rules import box_annotation
 from .image_file import find_image_files
 from .inspection import look_at
 
@@ -100,16 +101,8 @@ def to_coco(folder: Path, images: list[Path], names: list[str]) -> dict:
         records.append({"id": i, "file_name": name, "width": width, "height": height})
         for category, (cx, cy, w, h) in read_labels(label_file(path), len(names)):
             box = [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": i,
-                    "category_id": category + 1,
-                    "bbox": [round(x, 3) for x in box],
-                    "area": round(box[2] * box[3], 3),
-                    "iscrowd": 0,
-                }
-            )
+            rounded = tuple(round(x, 3) for x in box)
+            annotations.append(box_annotation(len(annotations) + 1, i, category + 1, rounded))
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
     return {"images": records, "annotations": annotations, "categories": categories}
 

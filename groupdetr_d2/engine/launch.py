@@ -1,9 +1,6 @@
 """One process a device: Detectron2's launcher, with the CPU's cores and allocator taken care of."""
 
 import contextlib
-import ctypes
-import errno
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -11,12 +8,11 @@ from collections.abc import Callable
 import torch
 from detectron2.engine import launch as detectron2_launch
 
-from ..data.workers import explain_worker_error
 from ..errors import UserError
 from .cluster import find_placement, join
-from .interruption import Interrupted, signals_passed_on
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # <malloc.h>
+from .interruption import signals_passed_on
+from .memory import keep_freed_memory
+from .reporting import report_errors
 
 
 def launch(main: Callable, args) -> None:
@@ -64,42 +60,3 @@ def _prepared(main: Callable, args):
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.num_gpus))
     with report_errors():
         main(args)
-
-
-@contextlib.contextmanager
-def report_errors():
-    """Prints what a user can mend as one message, without a traceback, and exits with 1."""
-    try:
-        yield
-    except Interrupted as end:
-        sys.stderr.write(f"{end}\n")
-        sys.exit(128 + end.number)  # as a shell counts
-    except UserError as error:
-        logging.getLogger(__name__).debug("", exc_info=error)
-        # from a data-loading worker it comes with the worker's traceback in front
-        sys.exit("error: " + str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].rstrip())
-    except RuntimeError as error:
-        explanation = explain_worker_error(error)
-        if explanation is None:
-            raise
-        sys.exit(f"error: {explanation}")
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        sys.exit(f"error: the disk is full ({error}): free space, then go on with --resume")
-
-
-def keep_freed_memory() -> None:
-    """Keeps glibc from giving large freed blocks back to the kernel.
-
-    A training step on a CPU allocates the same large tensors again and again; by default each is
-    mapped afresh and its pages are faulted in one by one, which takes longer than many operations
-    on them. Elsewhere than on glibc nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(M_TOP_PAD, 64 * 2**20)

@@ -1,22 +1,16 @@
-"""The lines that a training prints, and its memory."""
+"""The progress lines that a training prints."""
 
 import datetime
 import logging
 import time
+from collections.abc import Sequence
 
 import torch
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from .memory import peak_memory_mib
+
 logger = logging.getLogger(__name__)
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """The highest memory so far: of the GPU's allocator, or of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 class ProgressPrinter(EventWriter):
@@ -24,13 +18,17 @@ class ProgressPrinter(EventWriter):
 
     Args:
         epoch_iters: iterations of one epoch.
+        shown_losses: names of the losses to print beside their sum.
     """
 
-    def __init__(self, max_iter: int, epoch_iters: float, device: torch.device):
+    def __init__(
+        self, max_iter: int, epoch_iters: float, device: torch.device, shown_losses: Sequence[str]
+    ):
         self.max_iter, self.epoch_iters, self.device = max_iter, epoch_iters, device
+        self.shown = ("total_loss", *shown_losses)
         self.last: tuple[int, float] | None = None
 
-    def write(self):
+    def write(self) -> None:
         """Prints one line."""
         storage = get_event_storage()
         iteration = storage.iter + 1
@@ -42,8 +40,7 @@ class ProgressPrinter(EventWriter):
             f"iter {iteration}/{self.max_iter}",
             f"eta {self._eta(iteration)}",
         ]
-        shown = ("total_loss", "loss_class", "loss_bbox", "loss_giou")
-        parts += [f"{name} {latest[name][0]:.4g}" for name in shown if name in latest]
+        parts += [f"{name} {latest[name][0]:.4g}" for name in self.shown if name in latest]
         if "lr" in latest:
             parts.append(f"lr {latest['lr'][0]:.3g}")
         for name in ("time", "data_time", "match_time"):

@@ -1,74 +1,82 @@
-"""What a finished training leaves in its folder and says."""
+"""The report that a training leaves in its folder, and the commands that it prints."""
 
 import logging
 import shlex
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from tabulate import tabulate
 
-from ..checkpoint.files import read_file, write_safely
 from ..data.loader import TrainingSet, build_train_loader
-from ..evaluation import html_report
 from ..evaluation.drawing import draw_curves, draw_tile, sheet
-from ..evaluation.evaluation_report import Evaluation, results_file_of, write_evaluation
-from ..tasks.task import task_of
+from ..evaluation.evaluation_report import Evaluation
+from ..evaluation.report_page import evaluation_sections, write_page
+from ..modeling.meta_arch import task_of
 
 logger = logging.getLogger(__name__)
 FIRST_BATCHES, FIRST_IMAGES = 2, 16
-PICTURES = {
-    "curves.png": "Training",
-    "predictions.png": "Worst images first: truth and predictions",
-    "pr_curve.png": "Precision and recall",
-    "f1_curve.png": "F1 and the threshold",
-    "confusion_matrix.png": "Confusion",
-    "first_batches.jpg": "The first training batches, as the model saw them",
-}
+
+
+@dataclass(frozen=True)
+class LastEvaluation:
+    """The latest evaluation of a training.
+
+    Attributes:
+        iterations: number of iterations done by then.
+        results: Detectron2's, of the first process alone; the others have none.
+        found: the detections on the first test set, in the first process.
+    """
+
+    iterations: int
+    results: dict
+    found: Evaluation | None
 
 
 class ReportHook(HookBase):
     """Draws the first batches; at the end writes the report, and prints what to do next.
 
-    The results of evaluations are in the trainer's `_last_eval_results` and `last_evaluation`.
+    It reads the trainer's `last_evaluation`.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode):
         self.cfg, self.folder = cfg, Path(cfg.OUTPUT_DIR)
 
-    def before_train(self):
-        """Where most mistakes in data and augmentation can be seen."""
+    def before_train(self) -> None:
+        """Draws the first batches, which show most mistakes in data and augmentation."""
         if self.trainer.start_iter == 0:
             picture = draw_first_batches(self.cfg, self.trainer.training_set)
             cv2.imwrite(str(self.folder / "first_batches.jpg"), picture)
 
-    def after_train(self):
-        """Only of a run that came to its end."""
+    def after_train(self) -> None:
+        """Writes the report if the run reached its last iteration."""
         if self.trainer.iter >= self.trainer.max_iter:
             self.report()
 
-    def report(self):
-        """Also of a run that ended early because it got no better."""
-        draw_curves(self.folder, self.folder / "curves.png", task_of(self.cfg).metric)
-        results = getattr(self.trainer, "_last_eval_results", None)
-        evaluation = self.trainer.last_evaluation
+    def report(self) -> None:
+        """Writes the report, also of a run that ended early because it did not improve."""
+        metric = task_of(self.cfg).metric
+        draw_curves(self.folder, self.folder / "curves.png", metric)
+        last: LastEvaluation | None = self.trainer.last_evaluation
+        results = last.results if last else {}
         if results:
-            logger.info("results on %s:\n%s", self.cfg.DATASETS.TEST[0], format_results(results))
-        has_ended = self.trainer.iter >= self.trainer.max_iter  # else a final file is of before
-        if evaluation and has_ended:
-            store_threshold(self.folder / "model_final.pth", evaluation.threshold)
+            table = format_metrics(task_of(self.cfg).metrics_of(results))
+            logger.info("results on %s:\n%s", self.cfg.DATASETS.TEST[0], table)
+        has_ended = self.trainer.iter >= self.trainer.max_iter  # else a final file is older
         commands = next_commands(self.cfg, has_ended)
-        write_report(self.cfg, evaluation, results, commands)
+        write_report(self.cfg, last.found if last else None, results, commands)
         files = "report.html (everything in one page), its pictures, per_class.csv, metrics.json"
         logger.info("done; %s holds %s. To\n%s", self.folder, files, commands)
 
 
-def next_commands(cfg, has_ended: bool = True) -> str:
-    """How to evaluate, continue and predict."""
+def next_commands(cfg: CfgNode, has_ended: bool = True) -> str:
+    """The commands that evaluate, continue and predict, one per line."""
     folder = shlex.quote(cfg.OUTPUT_DIR)
     python = sys.executable
     train = f"{python} train_net.py --config-file {folder}/config.yaml"
@@ -88,59 +96,36 @@ def next_commands(cfg, has_ended: bool = True) -> str:
     return "\n".join(f"  {what}: {line}" for what, line in lines.items())
 
 
-def evaluate_results_file(cfg) -> Evaluation | None:
-    """What the last evaluation found on the first test set."""
+def read_evaluation(cfg: CfgNode) -> Evaluation | None:
+    """Reads what the last evaluation found on the first test set; None if it left no file."""
     if not cfg.DATASETS.TEST:
         return None
-    return Evaluation.of(task_of(cfg), cfg.DATASETS.TEST[0], results_file_of(cfg))
+    task, dataset = task_of(cfg), cfg.DATASETS.TEST[0]
+    file = Path(cfg.OUTPUT_DIR, "inference", task.results_file)
+    if not file.is_file():
+        return None
+    images = task.read_results(dataset, file)
+    return Evaluation.of(images, MetadataCatalog.get(dataset).thing_classes)
 
 
-def box_metrics(results: dict) -> dict:
-    """Of the first test set."""
-    return results["bbox"] if "bbox" in results else next(iter(results.values()))["bbox"]
-
-
-def write_report(cfg, evaluation: Evaluation | None, results: dict | None, commands: str) -> None:
-    """`report.html`, the table and the pictures that it shows."""
-    folder = Path(cfg.OUTPUT_DIR)
-    sections: dict[str, str] = {"Summary": "", "Classes": ""}
-    if evaluation and results:
-        metrics = box_metrics(results)
-        rows = write_evaluation(evaluation, metrics, folder)
-        precision, recall, f1 = evaluation.together.at(evaluation.threshold)
-        numbers = {f" {name}": f"{metrics[name]:.1f}" for name in ("AP", "AP50", "AP75")}
-        best = (
-            f"<p>Best score threshold {evaluation.threshold:.3f} (F1 {f1:.3f}, precision "
-            f"{precision:.3f}, recall {recall:.3f}); `predict` uses it by default.</p>"
-        )
-        sections["Summary"] = html_report.key_numbers(numbers) + best
-        sections["Classes"] = html_report.table(rows)
-    for name, title in PICTURES.items():
-        if (folder / name).is_file():
-            sections[title] = html_report.image_tag(folder / name, title)
-    sections["Next"] = html_report.text(commands)
-    sections["Configuration"] = html_report.folded("all keys", html_report.text(cfg.dump()))
+def write_report(cfg: CfgNode, found: Evaluation | None, results: dict, commands: str) -> None:
+    """Writes `report.html`, and the table and the pictures that it shows."""
+    folder, task = Path(cfg.OUTPUT_DIR), task_of(cfg)
+    sections: dict[str, str] = {}
+    if found and results:
+        sections = evaluation_sections(found, task.metrics_of(results), folder, task.draw)
     title = f"{cfg.MODEL.DETR.VARIANT}, K = {cfg.MODEL.DETR.NUM_GROUPS}: {folder.name}"
-    (folder / "report.html").write_text(html_report.page(title, sections), encoding="utf-8")
+    write_page(folder, title, sections, commands=commands, config=cfg.dump())
 
 
-def store_threshold(path: Path, threshold: float) -> None:
-    """Puts the threshold into a checkpoint that was written before its evaluation."""
-    if path.is_file():
-        content = read_file(str(path))
-        content["run"]["threshold"] = threshold
-        write_safely(str(path), content)
-
-
-def format_results(results: dict) -> str:
-    """COCO's numbers as a table."""
-    metrics = box_metrics(results)
+def format_metrics(metrics: dict[str, float]) -> str:
+    """Formats the evaluator's numbers as a table."""
     rows = [(name, f"{value:.1f}") for name, value in metrics.items()]
     return tabulate(rows, headers=("metric", "value"), tablefmt="simple")
 
 
-def draw_first_batches(cfg, training_set: TrainingSet) -> np.ndarray:
-    """The images that training begins with, augmented, with their boxes."""
+def draw_first_batches(cfg: CfgNode, training_set: TrainingSet) -> np.ndarray:
+    """Draws the images that training begins with, augmented, with their objects."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATALOADER.NUM_WORKERS = 0  # the images do not depend on it
@@ -152,7 +137,7 @@ def draw_first_batches(cfg, training_set: TrainingSet) -> np.ndarray:
         for item in batch[: FIRST_IMAGES - len(tiles)]:
             image = item["image"].permute(1, 2, 0).numpy()
             image = image if cfg.INPUT.FORMAT == "BGR" else image[..., ::-1]
-            title, truth = Path(item["file_name"]).name[-40:], item["instances"]
-            draw = partial(task.draw, instances=truth, names=names)
+            draw = partial(task.draw, instances=item["instances"], names=names)
+            title = Path(item["file_name"]).name[-40:]
             tiles.append(draw_tile(title, np.ascontiguousarray(image), draw))
     return sheet(tiles, columns=4)

@@ -12,8 +12,6 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     Parameters whose name contains one of SOLVER.SLOW_NAMES learn like the backbone. As in the
     official codes, weight decay applies to every parameter, norms and biases included.
     """
-    if cfg.SOLVER.OPTIMIZER != "ADAMW":
-        raise UserError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; it can be ADAMW")
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     slow_names = ("backbone.", *cfg.SOLVER.SLOW_NAMES)
     for slow in slow_names[1:]:

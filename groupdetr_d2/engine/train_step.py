@@ -13,8 +13,9 @@ from torch import nn
 
 from ..checkpoint import CheckpointError
 from ..data.workers import SkippedImages
+from ..distributed import average_over_processes
 from ..errors import UserError
-from ..losses.criterion import average_over_processes
+from ..losses.criterion import Losses
 from .interruption import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -160,7 +161,8 @@ class TrainStep(SimpleTrainer):
                 with self._autocast():
                     losses = self.model(part, num_targets)
                 self.grad_scaler.scale(sum(losses.values())).backward()
-            suspects += [first + i for i in losses.non_finite_images]
+            if isinstance(losses, Losses):  # a model of another package has none
+                suspects += [first + i for i in losses.non_finite_images]
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach()
         return totals, suspects

@@ -5,23 +5,24 @@ import os
 import weakref
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
-from detectron2.evaluation import COCOEvaluator
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..checkpoint import GroupCheckpointer
 from ..checkpoint.run_info import RunInfo
+from ..checkpoint.thresholds import store_threshold
 from ..data.checks import check_annotations
 from ..data.loader import TrainingSet, build_test_loader, build_train_loader
 from ..data.workers import check_shared_memory
-from ..errors import UserError
-from ..evaluation.evaluation_report import Evaluation
 from ..inference.augmented import build_evaluated_model
-from ..tasks.task import task_of
+from ..modeling.meta_arch import task_of
 from .best import Best, BestHook, NoImprovement
 from .checkpointing import CheckpointHook
 from .compiling import CompileReport, compile_parts
@@ -29,7 +30,7 @@ from .ema import MeanWeights, MeanWeightsHook
 from .freezing import freeze
 from .interruption import StopSignals
 from .progress import ProgressPrinter
-from .report import ReportHook, evaluate_results_file
+from .report import LastEvaluation, ReportHook, read_evaluation
 from .solver import amp_dtype_of, build_optimizer
 from .train_step import TrainStep
 
@@ -37,9 +38,13 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Builds everything a training needs from a settled configuration."""
+    """Builds everything a training needs from a settled configuration.
 
-    def __init__(self, cfg):
+    Attributes:
+        last_evaluation: the latest evaluation, None before the first.
+    """
+
+    def __init__(self, cfg: CfgNode):
         # DefaultTrainer's own constructor cannot do DDP on a CPU; this is its order of things
         super(DefaultTrainer, self).__init__()
         self.cfg, self.task, self.signals = cfg, task_of(cfg), StopSignals()
@@ -62,7 +67,7 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.best, self.run_info, saved = Best(), RunInfo(cfg), {}
-        self.last_evaluation: Evaluation | None = None
+        self.last_evaluation: LastEvaluation | None = None
         if cfg.MODEL.EMA.ENABLED:
             self.mean = saved["mean_weights"] = MeanWeights(self.raw_model, cfg.MODEL.EMA.DECAY)
         evaluated = self.mean.model if cfg.MODEL.EMA.ENABLED else self.raw_model
@@ -77,53 +82,56 @@ class Trainer(DefaultTrainer):
             **saved,
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.report_hook = ReportHook(cfg) if comm.is_main_process() else None
         self.register_hooks(self.build_hooks())
 
     @property
     def epoch_iters(self) -> float:
-        """Iterations of one epoch."""
+        """The number of iterations of an epoch."""
         return len(self.training_set) / self.cfg.SOLVER.IMS_PER_BATCH
 
-    def train(self):
+    @property
+    def iterations_done(self) -> int:
+        """The number of iterations done, after a step and after the training."""
+        return min(self.iter + 1, self.max_iter)
+
+    def train(self) -> dict | None:
         """Runs the iterations that are left; returns the last evaluation's results, if any."""
         seed_cfg = self.cfg.clone()
         seed_cfg.defrost()
         seed_cfg.SEED = self._trainer.seed  # of the run that is resumed, if one is
         check_shared_memory(self.cfg, comm.get_local_size())
+        mapper = self.task.build_mapper(seed_cfg, is_train=True)
         self._trainer.data_loader = build_train_loader(
-            seed_cfg,
-            self.training_set,
-            self.task.build_mapper(seed_cfg, is_train=True),
-            self.start_iter,
+            seed_cfg, self.training_set, mapper, self.start_iter
         )
         try:
             with self.signals:
                 super().train()
         except NoImprovement as end:
             logger.info("%s", end)
-            for hook in self._hooks:
-                if isinstance(hook, ReportHook):
-                    hook.report()
-        return getattr(self, "_last_eval_results", None)
+            if self.report_hook:
+                self.report_hook.report()
+        return self.last_evaluation.results if self.last_evaluation else None
 
-    def state_dict(self):
-        """After the last iteration the counter stands one further, which is not to be resumed."""
-        return {**super().state_dict(), "iteration": min(self.iter, self.max_iter - 1)}
+    def state_dict(self) -> dict:
+        """Returns the state to resume from: its "iteration" is the last one that was done."""
+        return {**super().state_dict(), "iteration": self.iterations_done - 1}
 
     @property
     def stop_signal(self) -> int:
         """The signal that asks to stop after this iteration, the same in every process; or 0."""
         return self._trainer.stop_signal
 
-    def after_step(self):
+    def after_step(self) -> None:
         """Also counts epochs, so that metrics.json can be read without the data set."""
         epoch = (self.iter + 1) / self.epoch_iters
         self.storage.put_scalar("epoch", epoch, smoothing_hint=False)
         super().after_step()
 
     @classmethod
-    def build_model(cls, cfg) -> nn.Module:
-        """The model on its device; the log gets its size rather than its printout."""
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Builds the model on its device; the log gets its size instead of its printout."""
         torch.manual_seed(cfg.SEED)
         model = build_model(cfg)
         freeze(model, cfg.MODEL.FREEZE)
@@ -141,22 +149,22 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
-    def build_test_loader(cls, cfg, dataset_name):
-        """See :func:`groupdetr_d2.data.loader.build_test_loader`."""
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """Builds the loader of a test set, with the task's mapper."""
         mapper = task_of(cfg).build_mapper(cfg, is_train=False)
         return build_test_loader(cfg, dataset_name, mapper)
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name):
-        """COCO's box AP, with the predictions kept beside the run."""
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Builds the task's evaluator, which leaves its detections beside the run."""
         place = list(cfg.DATASETS.TEST).index(dataset_name)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", str(place) if place else "")
-        return COCOEvaluator(dataset_name, ("bbox",), output_dir=folder)
+        return task_of(cfg).build_evaluator(dataset_name, folder)
 
-    def build_hooks(self):
-        """Timing, schedule, checkpoints (before evaluation), evaluation, writers, report."""
+    def build_hooks(self) -> list[HookBase]:
+        """Builds timing, schedule, checkpoints (before evaluation), evaluation, writers, report."""
         cfg = self.cfg
-        built = [hooks.IterationTimer(), hooks.LRScheduler()]
+        built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
         if cfg.MODEL.EMA.ENABLED:
             built.append(MeanWeightsHook(self.mean, self.raw_model))
         period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.KEEP_CHECKPOINTS
@@ -164,47 +172,51 @@ class Trainer(DefaultTrainer):
         built.append(self.saving)
         if cfg.DATASETS.TEST:
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
-            built.append(BestHook(self.best, self.checkpointer, cfg.SOLVER.PATIENCE))
-        if comm.is_main_process():
+            built.append(BestHook(self.best, self.checkpointer, self.task, cfg.SOLVER.PATIENCE))
+        if self.report_hook:
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
-            built.append(ReportHook(cfg))
+            built.append(self.report_hook)
             built += [CompileReport()] if cfg.MODEL.COMPILE else []
         return built
 
-    def _evaluate(self):
-        """If it fails or is interrupted, what has been trained is saved."""
+    def _evaluate(self) -> dict:
+        """Evaluates; if that fails or is interrupted, what has been trained is saved."""
         try:
             with self.signals.at_once():
-                self._last_eval_results = self.test(self.cfg, self.evaluated_model)
+                results = self.test(self.cfg, self.evaluated_model)
         except BaseException:
-            # in after_train, the counter stands one further
-            self.saving.save_now(min(self.iter, self.max_iter - 1))
+            self.saving.save_now(self.iterations_done - 1)
             raise
-        if comm.is_main_process():
-            self.last_evaluation = evaluate_results_file(self.cfg)
-            if self.last_evaluation:
-                self.run_info.threshold = self.last_evaluation.threshold
-        return self._last_eval_results
+        self._last_eval_results = results  # Detectron2 compares it with TEST.EXPECTED_RESULTS
+        found = read_evaluation(self.cfg) if comm.is_main_process() else None
+        self.last_evaluation = LastEvaluation(self.iterations_done, results, found)
+        if found:
+            self.run_info.threshold = found.threshold
+            store_threshold(self.cfg.OUTPUT_DIR, self.iterations_done, found.threshold)
+        return results
 
-    def build_writers(self):
-        """The progress line, metrics.json and tensorboard."""
+    def build_writers(self) -> list[EventWriter]:
+        """Builds the progress line, metrics.json and tensorboard."""
         folder = self.cfg.OUTPUT_DIR
         os.makedirs(folder, exist_ok=True)
+        printer = ProgressPrinter(
+            self.max_iter, self.epoch_iters, self._trainer.device, self.task.shown_losses
+        )
         return [
-            ProgressPrinter(self.max_iter, self.epoch_iters, self._trainer.device),
+            printer,
             JSONWriter(os.path.join(folder, "metrics.json")),
             TensorboardXWriter(folder),
         ]
 
 
-def load_training_set(cfg) -> list[dict]:
-    """The checked dataset dicts of all training sets together."""
-    dicts = []
+def load_training_set(cfg: CfgNode) -> list[dict]:
+    """Loads and checks the dataset dicts of all training sets together."""
+    fields, dicts = task_of(cfg).annotation_fields, []
     for name in cfg.DATASETS.TRAIN:
         found = get_detection_dataset_dicts(
             [name], filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
-        dicts += [_with_boxes_alone(d) for d in check_annotations(name, found)]
+        dicts += [_with_fields_alone(d, fields) for d in check_annotations(name, found)]
     empty = sum(not d["annotations"] for d in dicts)
     logger.info("%d training images, %d of them without objects", len(dicts), empty)
     most = max(len(d["annotations"]) for d in dicts)
@@ -218,32 +230,24 @@ def load_training_set(cfg) -> list[dict]:
     return dicts
 
 
-def _with_boxes_alone(d: dict) -> dict:
-    """Polygons would be most of the memory that every process and worker holds."""
-    keys = ("bbox", "bbox_mode", "category_id", "iscrowd")
-    return {**d, "annotations": [{k: a[k] for k in keys if k in a} for a in d["annotations"]]}
+def _with_fields_alone(d: dict, fields: tuple[str, ...]) -> dict:
+    """Drops what the task does not read: polygons would be most of the memory of a process."""
+    return {**d, "annotations": [{k: a[k] for k in fields if k in a} for a in d["annotations"]]}
 
 
 def wrap_for_processes(model: nn.Module) -> nn.Module:
-    """DistributedDataParallel where there are several processes; on a CPU without device ids."""
+    """Wraps the model in DistributedDataParallel where there are several processes."""
     if next(model.parameters()).device.type == "cpu":
         return create_ddp_model(model, broadcast_buffers=False, device_ids=None)
     return create_ddp_model(model, broadcast_buffers=False)
 
 
-def nonfinite_budget_of(cfg) -> int:
-    """Iterations that may be left out because of numbers that are not finite."""
-    policy = cfg.SOLVER.ON_NONFINITE
-    if policy not in ("raise", "skip"):
-        raise UserError(f"SOLVER.ON_NONFINITE is {policy!r}; it can be raise or skip")
-    return cfg.SOLVER.NONFINITE_BUDGET if policy == "skip" else 0
+def nonfinite_budget_of(cfg: CfgNode) -> int:
+    """The number of iterations that may be left out because of numbers that are not finite."""
+    return cfg.SOLVER.NONFINITE_BUDGET if cfg.SOLVER.ON_NONFINITE == "skip" else 0
 
 
-def clip_norm_of(cfg) -> float:
+def clip_norm_of(cfg: CfgNode) -> float:
     """The bound on the norm of all gradients together, 0 for none."""
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    if clip.ENABLED and clip.CLIP_TYPE != "full_model":
-        raise UserError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; it can be full_model"
-        )
     return clip.CLIP_VALUE if clip.ENABLED else 0.0

@@ -10,34 +10,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..data.custom import read_json
+from ..data.coco_rules import read_json, xyxy_of
 from ..data.image_file import ImageReadError, read_bgr
 from ..data.inspection import Inspection, inspect_coco
 from ..data.yolo import convert_yolo
-from ..engine.launch import report_errors
 from .drawing import draw_boxes, draw_tile, sheet
 
 SHEET_IMAGES = 12
 
 
-def main(argv: list[str]) -> int:
-    """Returns 1 if training on the data would stop or go wrong."""
-    parser = argparse.ArgumentParser(prog="groupdetr_d2 check-data", description=__doc__)
-    parser.add_argument("--json", help="annotations in COCO's format")
-    parser.add_argument("--images", help="folder of the images")
-    parser.add_argument("--yolo", help="a folder in YOLO's format instead; converted into --out")
-    parser.add_argument("--out", default="checked_data", help="folder for what is written")
-    parser.add_argument("--num-queries", type=int, default=300, help="of the model, of a group")
-    parser.add_argument("--fast", action="store_true", help="read the images' headers alone")
-    args = parser.parse_args(argv)
-    if not args.yolo and not (args.json and args.images):
-        parser.error("give --json and --images, or --yolo")
-    with report_errors():
-        sets = {"data": (args.json, args.images)}
-        if args.yolo:
-            written = convert_yolo(args.yolo, args.out)
-            sets = {split: (str(path), args.yolo) for split, path in written.items()}
-        results = {name: check(name, *where, args) for name, where in sets.items()}
+def check_data(args: argparse.Namespace) -> int:
+    """Checks one set in COCO's format, or all of a YOLO folder; returns 1 if there are errors."""
+    sets = {"data": (args.json, args.images)}
+    if args.yolo:
+        written = convert_yolo(args.yolo, args.out)
+        sets = {split: (str(path), args.yolo) for split, path in written.items()}
+    results = {name: check(name, *paths, args) for name, paths in sets.items()}
     if args.yolo:
         sys.stdout.write(train_command(sets))
     return int(any(found.has_errors for found in results.values()))
@@ -84,9 +72,9 @@ def draw_sheet(json_file: str, image_root: str, path: Path) -> bool:
         own = [
             a
             for a in content["annotations"]
-            if a["image_id"] == image["id"] and a["category_id"] in places and len(a["bbox"]) == 4
+            if a["image_id"] == image["id"] and a["category_id"] in places and xyxy_of([a])
         ]
-        boxes = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in own)]
+        boxes = xyxy_of(own)
         classes = [places[a["category_id"]] for a in own]
         try:
             picture = read_bgr(Path(image_root) / image["file_name"])

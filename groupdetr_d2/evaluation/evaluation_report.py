@@ -1,16 +1,15 @@
-"""What an evaluation leaves in the output folder, from COCO's results file and the ground truth."""
+"""Tables and pictures of an evaluation, from its detections and the ground truth."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data import MetadataCatalog
 
 from ..data.image_file import ImageReadError, read_bgr
 from ..tables import write_csv
-from ..tasks.task import Task, task_of
 from .detection_curves import (
     Curves,
     ImageResult,
@@ -23,13 +22,13 @@ from .drawing import draw_tile, sheet
 from .report_figures import draw_confusion, draw_f1, draw_precision_recall
 
 SHOWN_IMAGES = 8
+Draw = Callable[..., np.ndarray]
 
 
 @dataclass
 class Evaluation:
-    """What was found on a data set, and what it is worth at IoU 0.5."""
+    """The detections on a data set, and how good they are at IoU 0.5."""
 
-    task: Task
     images: list[ImageResult]
     names: list[str]
     by_class: list[Curves]
@@ -37,28 +36,20 @@ class Evaluation:
     threshold: float  # with the best F1
 
     @classmethod
-    def of(cls, task: Task, dataset: str, results_file: Path) -> "Evaluation | None":
-        """Reads the file that the evaluator left; None if it left none."""
-        if not results_file.is_file():
-            return None
-        images = task.read_results(dataset, results_file)
-        names = list(MetadataCatalog.get(dataset).thing_classes)
+    def of(cls, images: list[ImageResult], names: Sequence[str]) -> "Evaluation":
+        """Computes the curves of images whose classes have these names."""
         by_class, together = all_curves(images, len(names))
-        return cls(task, images, names, by_class, together, best_threshold(together))
+        return cls(images, list(names), by_class, together, best_threshold(together))
 
 
-def results_file_of(cfg) -> Path:
-    """The file of detections on the first test set."""
-    return Path(cfg.OUTPUT_DIR, "inference", task_of(cfg).results_file)
-
-
-def write_evaluation(evaluation: Evaluation, results: dict, folder: Path) -> list[dict]:
+def write_evaluation(evaluation: Evaluation, metrics: dict, folder: Path, draw: Draw) -> list[dict]:
     """Writes `per_class.csv` and four pictures; returns the table.
 
     Args:
-        results: the box metrics of COCO's evaluator, with "AP-<class>".
+        metrics: the metrics of the evaluator, with "AP-<class>".
+        draw: draws instances on an image, see :class:`groupdetr_d2.tasks.task.Task`.
     """
-    rows = per_class_rows(evaluation, results)
+    rows = per_class_rows(evaluation, metrics)
     write_csv(folder / "per_class.csv", rows)
     by_class, names = evaluation.by_class, evaluation.names
     matrix = confusion_matrix(evaluation.images, len(names), evaluation.threshold)
@@ -69,13 +60,13 @@ def write_evaluation(evaluation: Evaluation, results: dict, folder: Path) -> lis
     }
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
-    picture = draw_worst(evaluation)
+    picture = draw_worst(evaluation, draw)
     if picture is not None:
         cv2.imwrite(str(folder / "predictions.png"), picture)
     return rows
 
 
-def per_class_rows(evaluation: Evaluation, results: dict) -> list[dict]:
+def per_class_rows(evaluation: Evaluation, metrics: dict) -> list[dict]:
     """Every class with its objects, AP, AP50, and what holds at the best threshold."""
     rows = []
     pairs = [*zip(evaluation.names, evaluation.by_class, strict=True)]
@@ -90,7 +81,7 @@ def per_class_rows(evaluation: Evaluation, results: dict) -> list[dict]:
             {
                 "class": name,
                 "objects": curves.num_objects,
-                "AP": float(results.get(key, np.nan)),
+                "AP": float(metrics.get(key, np.nan)),
                 "AP50": float(100 * curves.average_precision if ap50 is None else ap50),
                 "precision": precision,
                 "recall": recall,
@@ -100,24 +91,28 @@ def per_class_rows(evaluation: Evaluation, results: dict) -> list[dict]:
     return rows
 
 
-def draw_worst(evaluation: Evaluation) -> np.ndarray | None:
+def draw_worst(evaluation: Evaluation, draw: Draw) -> np.ndarray | None:
     """Truth beside predictions, the images with the most mistakes first."""
     threshold, tiles = evaluation.threshold, []
     mistakes = [mistakes_of(image, threshold) for image in evaluation.images]
     for i in np.argsort(-np.array(mistakes), kind="stable")[:SHOWN_IMAGES]:
-        tiles += _pair(evaluation, evaluation.images[i], mistakes[i])
+        tiles += _pair(evaluation, evaluation.images[i], mistakes[i], draw)
     return sheet(tiles, columns=4) if tiles else None
 
 
-def _pair(evaluation: Evaluation, image: ImageResult, mistakes: int) -> list[np.ndarray]:
+def _pair(
+    evaluation: Evaluation, image: ImageResult, mistakes: int, draw: Draw
+) -> list[np.ndarray]:
     try:
         picture = read_bgr(image.name)
     except ImageReadError:
         return []
     found = image.found[image.scores >= evaluation.threshold]
-    draw = partial(evaluation.task.draw, names=evaluation.names)
+    draw_truth, draw_found = (
+        partial(draw, instances=x, names=evaluation.names) for x in (image.truth, found)
+    )
     file = Path(image.name).name[-28:]
     return [
-        draw_tile(f"truth {file}", picture, partial(draw, instances=image.truth)),
-        draw_tile(f"found, {mistakes} mistakes", picture, partial(draw, instances=found)),
+        draw_tile(f"truth {file}", picture, draw_truth),
+        draw_tile(f"found, {mistakes} mistakes", picture, draw_found),
     ]

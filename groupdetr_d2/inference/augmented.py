@@ -3,24 +3,28 @@
 from collections.abc import Callable
 
 import torch
-from detectron2.data.transforms import HFlipTransform, NoOpTransform, ResizeShortestEdge
-from detectron2.structures import Boxes, Instances
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..evaluation.fusion import merge_by_fusion
+from ..data.image_file import channels_first
+from ..errors import UserError
 from ..modeling.meta_arch import SetPredictor
 
 
 class AugmentedModel(nn.Module):
-    """A detector that looks at every image in several sizes, and flipped (TEST.AUG).
+    """A model that sees every image in several sizes, and flipped (TEST.AUG).
 
-    The detections of all looks are merged by weighted boxes fusion. Takes what the model takes,
-    with the image in its original size under "original" (3, H, W).
+    The detections of all views are merged, boxes by weighted boxes fusion. Takes what the model
+    takes, with the image in its original size under "original" (3, H, W).
 
     Args:
         min_sizes: lengths of the shorter side.
         max_size: bound of the longer one.
-        merge: (detections of every look, limit) -> detections.
+        merge: ``(detections of every view, limit) -> detections``, the task's if not given.
+
+    Raises:
+        UserError: the model's task has no test-time augmentation.
     """
 
     def __init__(
@@ -30,44 +34,45 @@ class AugmentedModel(nn.Module):
         min_sizes: tuple[int, ...],
         max_size: int,
         flip: bool,
-        merge: Callable = merge_by_fusion,
+        merge: Callable | None = None,
     ):
         super().__init__()
-        self.model, self.merge = model, merge
+        if model.task.flip is None or model.task.merge is None:
+            raise UserError(
+                f"{model.task.kind} has no test-time augmentation: set TEST.AUG.ENABLED False"
+            )
+        self.model, self.merge = model, merge or model.task.merge
         self.resizes = [ResizeShortestEdge(size, max_size) for size in min_sizes]
         self.flips = (False, True) if flip else (False,)
 
     @property
     def detections_per_image(self) -> int:
-        """Of the model."""
+        """The number of detections that the model keeps."""
         return self.model.detections_per_image
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
-        """Like the model's in evaluation."""
+        """Detects on each image; returns what the model returns in evaluation."""
         return [{"instances": self._detect(x)} for x in batched_inputs]
 
     def _detect(self, x: dict) -> Instances:
         image = x.get("original", x["image"])
-        looks = [self._look(image, r, f, x) for r in self.resizes for f in self.flips]
-        return self.merge(looks, self.detections_per_image)
+        views = [self._detect_in_view(image, r, f, x) for r in self.resizes for f in self.flips]
+        return self.merge(views, self.detections_per_image)
 
-    def _look(
+    def _detect_in_view(
         self, image: Tensor, resize: ResizeShortestEdge, is_flipped: bool, x: dict
     ) -> Instances:
-        """Detections of one look, in the original image's pixels."""
+        """The detections of one view, in the original image's pixels."""
         array = image.permute(1, 2, 0).cpu().numpy()
-        resized = resize.get_transform(array).apply_image(array)
-        flip = HFlipTransform(x["width"]) if is_flipped else NoOpTransform()
-        tensor = torch.as_tensor(resized).permute(2, 0, 1)
+        tensor = channels_first(resize.get_transform(array).apply_image(array))
         inputs = {**x, "image": tensor.flip(2) if is_flipped else tensor}
         found = self.model([inputs])[0]["instances"].to("cpu")
-        found.pred_boxes = Boxes(torch.as_tensor(flip.apply_box(found.pred_boxes.tensor.numpy())))
-        return found
+        return self.model.task.flip(found, x["width"]) if is_flipped else found
 
 
 def build_evaluated_model(cfg, model: SetPredictor) -> nn.Module:
-    """The model, or with TEST.AUG.ENABLED the model with augmentation."""
+    """Returns the model, or with TEST.AUG.ENABLED the model with augmentation."""
     aug = cfg.TEST.AUG
     if not aug.ENABLED:
         return model

@@ -1,4 +1,4 @@
-"""ONNX export of a 2D model: images in, detections of the primary group out."""
+"""ONNX export: images in, detections of the primary group out."""
 
 from pathlib import Path
 
@@ -8,13 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..modeling.meta_arch import SetPredictor
-from ..modeling.postprocessing import top_k
-from ..structures import sizes_of
 
-OPSET = 20
-OUTPUTS = ("boxes", "scores", "labels")
-TOLERANCE = 1e-3  # of scores, between PyTorch and onnxruntime
-MIN_SAME = 0.9  # share of detections
+MIN_SAME = 0.9  # share of detections that PyTorch and onnxruntime have in common
 
 
 class ExportError(UserError):
@@ -29,22 +24,20 @@ class Detector(nn.Module):
         self.model = model
         self.groups = model.groups.primary()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """
         Args:
             images: (B, 3, H, W) float32 in 0 .. 255, channels as in INPUT.FORMAT, all of one size
                 and without padding.
 
         Returns:
-            boxes (B, k, 4) xyxy in pixels of the input, scores (B, k), labels (B, k); best first.
+            the outputs of the task for the best detections, (B, k, ...) each, best first.
         """
         model, (height, width) = self.model, images.shape[-2:]
         features = model.backbone((images - model.pixel_mean) / model.pixel_std)
         predictions = model.head.decode(model.head.encode(features, None), self.groups)
-        logits, boxes = predictions.logits[-1], predictions.boxes[-1]
-        boxes, scores, labels = top_k(logits, boxes, model.detections_per_image)
-        size = sizes_of(((height, width),), boxes).repeat(1, 2)  # (1, 4)
-        return boxes * size, scores, labels
+        outputs = model.task.exported
+        return outputs.select(predictions, (height, width), model.detections_per_image)
 
 
 def export_onnx(
@@ -79,7 +72,7 @@ def export_onnx(
                 (images,),
                 str(path),
                 input_names=["images"],
-                output_names=list(OUTPUTS),
+                output_names=list(model.task.exported.names),
                 dynamic_shapes=(shapes,),
                 opset_version=opset,
                 dynamo=True,
@@ -100,8 +93,7 @@ def compare_with_onnx(model: SetPredictor, path: str | Path, images: np.ndarray)
     with them which learned content a proposal gets: a few detections then differ.
 
     Returns:
-        the share of PyTorch's detections that the file gives too: label, score up to TOLERANCE, box
-        up to a pixel.
+        the share of PyTorch's detections that the file gives too, up to rounding.
 
     Raises:
         ExportError: the share is below MIN_SAME, or the number of detections differs.
@@ -111,14 +103,12 @@ def compare_with_onnx(model: SetPredictor, path: str | Path, images: np.ndarray)
     with torch.no_grad():
         expected = [x.numpy() for x in Detector(model).eval()(torch.from_numpy(images))]
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = session.run(list(OUTPUTS), {"images": images})
-    if found[1].shape != expected[1].shape:
-        numbers = found[1].shape[1], expected[1].shape[1]
+    found = session.run(list(model.task.exported.names), {"images": images})
+    if found[0].shape != expected[0].shape:
+        numbers = found[0].shape[1], expected[0].shape[1]
         raise ExportError(f"{path} gives {numbers[0]} detections, the model {numbers[1]}")
-    pairs = ((a[:, :, None], b[:, None]) for a, b in zip(expected, found, strict=True))
-    box, score, label = (a - b for a, b in pairs)  # of every two detections, (B, k, k, ...)
-    near = (np.abs(box).max(-1) < 1) & (np.abs(score) < TOLERANCE) & (label == 0)
-    same = float(near.any(-1).mean())
+    are_equal = model.task.exported.are_equal(expected, found)  # (B, k, k)
+    same = float(are_equal.any(-1).mean())
     if not same >= MIN_SAME:
         raise ExportError(
             f"{path} gives other detections than PyTorch on images of {images.shape}: only "

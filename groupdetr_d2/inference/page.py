@@ -7,7 +7,6 @@ import sys
 import numpy as np
 from PIL import Image
 
-from ..engine.launch import report_errors
 from ..errors import UserError
 from ..evaluation import html_report
 from .predictor import Detections, Predictor
@@ -16,20 +15,12 @@ HOST = "127.0.0.1"  # nobody else can reach it
 PRIMARY = "primary"
 
 
-def main(argv: list[str]) -> int:
+def serve(args: argparse.Namespace) -> None:
     """Serves until it is interrupted."""
-    parser = argparse.ArgumentParser(prog="groupdetr_d2 serve", description=__doc__)
-    parser.add_argument("--weights", required=True, help="a checkpoint of train_net.py")
-    parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--max-megabytes", type=float, default=20, help="of an uploaded file")
-    parser.add_argument("--max-megapixels", type=float, default=50, help="of an uploaded image")
-    args = parser.parse_args(argv)
-    with report_errors():
-        page = build_page(Predictor(args.weights), args.max_megapixels)
-        sys.stdout.write(f"http://{HOST}:{args.port} (Ctrl-C ends it)\n")
-        sys.stdout.flush()
-        launch_page(page, args.port, args.max_megabytes)
-    return 0
+    page = build_page(Predictor(args.weights), args.max_megapixels)
+    sys.stdout.write(f"http://{HOST}:{args.port} (Ctrl-C ends it)\n")
+    sys.stdout.flush()
+    launch_page(page, args.port, args.max_megabytes)
 
 
 def import_gradio():
@@ -102,8 +93,7 @@ def build_page(predictor: Predictor, max_megapixels: float):
 def table_of(found: Detections) -> str:
     """The objects as HTML, best first."""
     rows = [
-        {"class": x["class"], "score": x["score"]}
-        | {name: f"{v:.0f}" for name, v in zip(("x1", "y1", "x2", "y2"), x["box"], strict=True)}
-        for x in found.records()
+        {k: f"{v:.0f}" if isinstance(v, float) and k != "score" else v for k, v in row.items()}
+        for row in map(found.task.flat_record, found.records())
     ]
     return html_report.table(rows) if rows else "nothing has a score above the threshold"

@@ -10,38 +10,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..data.custom import read_json
+from ..data.coco_rules import read_json
 from ..data.image_file import SUFFIXES, ImageReadError, find_image_files
 from ..data.video import VIDEO_SUFFIXES, VideoWriter, read_frames
-from ..engine.launch import report_errors
 from ..errors import UserError
+from ..tasks.task import Task
 from .predictor import Predictor
-
-
-def main(argv: list[str]) -> int:
-    """Returns 1 if some images could not be read; the others are done all the same."""
-    parser = argparse.ArgumentParser(prog="groupdetr_d2 predict", description=__doc__)
-    parser.add_argument(
-        "images", nargs="+", help="images, folders, patterns such as 'a/*.jpg', videos"
-    )
-    parser.add_argument("--weights", required=True, help="a checkpoint of train_net.py")
-    parser.add_argument("--out", default="predictions", help="folder for what is written")
-    parser.add_argument(
-        "--threshold", type=float, help="lowest score; if not given, the checkpoint's best (F1)"
-    )
-    parser.add_argument("--no-pictures", action="store_true", help="write JSON and CSV alone")
-    parser.add_argument(
-        "--coco-json",
-        metavar="JSON",
-        help="annotations with the images' ids: results in COCO's format are written too",
-    )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="overrides: KEY VALUE ... (comes last)"
-    )
-    args = parser.parse_args(argv)
-    with report_errors():
-        return predict(args)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -59,9 +33,9 @@ def predict(args: argparse.Namespace) -> int:
         except ImageReadError as error:
             failed += 1
             sys.stderr.write(f"error: {error}\n")
-    write_results(results, out, predictor.threshold)
+    write_results(results, out, predictor.threshold, predictor.task)
     if args.coco_json:
-        write_coco_results(results, args.coco_json, out / "coco_results.json")
+        write_coco_results(results, args.coco_json, out / "coco_results.json", predictor.task)
     written = "detections.json, detections.csv" + (", coco_results.json" if args.coco_json else "")
     sys.stdout.write(
         f"{len(files) - failed} of {len(files)} files, {sum(len(r['objects']) for r in results)} "
@@ -109,8 +83,9 @@ def detect(predictor: Predictor, file: Path, out: Path | None) -> list[dict]:
     objects = detections.records()
     sys.stdout.write(f"{file}: {len(objects)} objects\n")
     for x in objects:
-        corners = " ".join(f"{v:.1f}" for v in x["box"])
-        sys.stdout.write(f"  {x['class']} {x['score']:.3f} [{corners}]\n")
+        flat = predictor.task.flat_record(x)
+        place = " ".join(f"{flat[name]:.1f}" for name in predictor.task.columns[2:])
+        sys.stdout.write(f"  {x['class']} {x['score']:.3f} [{place}]\n")
     return [{"file": str(file), "objects": objects}]
 
 
@@ -150,20 +125,20 @@ def output_paths(files: list[Path], out: Path) -> dict[Path, Path]:
     return paths
 
 
-def write_results(results: list[dict], out: Path, threshold: float) -> None:
+def write_results(results: list[dict], out: Path, threshold: float, task: Task) -> None:
     """`detections.json`, and `detections.csv` with a line an object."""
     content = {"threshold": threshold, "results": results}
     (out / "detections.json").write_text(json.dumps(content, indent=1))
     with (out / "detections.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["file", "frame", "class", "score", "x1", "y1", "x2", "y2"])
+        writer.writerow(["file", "frame", *task.columns])
         for result in results:
             for x in result["objects"]:
-                place = [result["file"], result.get("frame", "")]
-                writer.writerow([*place, x["class"], f"{x['score']:.4f}", *x["box"]])
+                row = {**task.flat_record(x), "score": f"{x['score']:.4f}"}
+                writer.writerow([result["file"], result.get("frame", ""), *row.values()])
 
 
-def write_coco_results(results: Iterable[dict], json_file: str, path: Path) -> None:
+def write_coco_results(results: Iterable[dict], json_file: str, path: Path, task: Task) -> None:
     """What COCO's evaluation reads, with the ids of an annotation file.
 
     Raises:
@@ -182,8 +157,6 @@ def write_coco_results(results: Iterable[dict], json_file: str, path: Path) -> N
         for x in result["objects"]:
             if x["class"] not in categories:
                 raise UserError(f"{json_file} has no category {x['class']!r}")
-            x1, y1, x2, y2 = x["box"]
-            box = [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]
             place = {"image_id": images[name], "category_id": categories[x["class"]]}
-            records.append({**place, "bbox": box, "score": x["score"]})
+            records.append({**place, **task.coco_record(x), "score": x["score"]})
     path.write_text(json.dumps(records))

@@ -6,46 +6,36 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import yaml
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from ..checkpoint import CheckpointError, GroupCheckpointer
-from ..data.image_file import read_bgr
-from ..engine.setup import build_config, override
+from ..checkpoint.restoring import restore
+from ..data.image_file import channels_first, read_bgr
 from ..errors import UserError
-from ..evaluation.drawing import draw_boxes
+from ..modeling.meta_arch import task_of
+from ..tasks.task import Task
 from .augmented import build_evaluated_model
 from .by_group import detections_by_group
+
+DEFAULT_THRESHOLD = 0.5  # of scores, where no evaluation has found a better one
 
 
 @dataclass
 class Detections:
-    """What was found on one image."""
+    """The detections on one image."""
 
     image: np.ndarray  # (H, W, 3) BGR
-    instances: Instances  # pred_boxes xyxy in pixels, scores, pred_classes; on the CPU
+    instances: Instances  # with scores, pred_classes and what the task predicts; on the CPU
     names: list[str]  # of the classes
+    task: Task
 
     def records(self) -> list[dict]:
-        """Plain values, best first: "class", "score", "box" x1 y1 x2 y2 in pixels."""
-        found = self.instances
-        return [
-            {"class": self.names[category], "score": score, "box": [round(x, 2) for x in box]}
-            for box, score, category in zip(
-                found.pred_boxes.tensor.tolist(),
-                found.scores.tolist(),
-                found.pred_classes.tolist(),
-                strict=True,
-            )
-        ]
+        """Lists the detections as plain values, best first; see the task's `records`."""
+        return self.task.records(self.instances, self.names)
 
     def draw(self) -> np.ndarray:
-        """The image with boxes, (H, W, 3) BGR."""
-        found = self.instances
-        boxes = found.pred_boxes.tensor
-        return draw_boxes(self.image, boxes, found.pred_classes, self.names, found.scores)
+        """Draws the detections on a copy of the image, (H, W, 3) BGR."""
+        return self.task.draw(self.image, self.instances, self.names)
 
     def save(self, path: str | Path) -> None:
         """Writes the picture.
@@ -79,16 +69,11 @@ class Predictor:
     def __init__(
         self, weights: str | Path, *, threshold: float | None = None, opts: list | None = None
     ):
-        checkpoint = read_checkpoint(weights)
-        run = checkpoint["run"]
-        self.threshold = run.get("threshold", 0.5) if threshold is None else threshold
-        self.names = run["classes"]
-        self.cfg = config_of(checkpoint)
-        override(self.cfg, opts or [])
-        if self.cfg.MODEL.DEVICE == "auto":
-            self.cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = build_model(self.cfg).eval()
-        GroupCheckpointer(self.model).load(str(weights), checkpointables=[])
+        restored = restore(weights, opts or [])
+        known = restored.threshold if threshold is None else threshold
+        self.threshold = DEFAULT_THRESHOLD if known is None else known
+        self.cfg, self.model, self.names = restored.cfg, restored.model, restored.classes
+        self.task = task_of(self.cfg)
         self.detector = build_evaluated_model(self.cfg, self.model).eval()
         sizes = (self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
         self.resize = T.ResizeShortestEdge(*sizes)
@@ -117,7 +102,7 @@ class Predictor:
         else:
             found = self._detect_with(group, inputs)
         lowest = self.threshold if threshold is None else threshold
-        return Detections(image, found[found.scores >= lowest], self.names)
+        return Detections(image, found[found.scores >= lowest], self.names, self.task)
 
     def _detect_with(self, group: int, inputs: dict) -> Instances:
         groups = self.model.groups.separate()
@@ -133,35 +118,8 @@ class Predictor:
             image = read_bgr(image)
         rgb = image if self.cfg.INPUT.FORMAT == "BGR" else image[:, :, ::-1]
         resized = self.resize.get_transform(rgb).apply_image(rgb)
-        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         height, width = image.shape[:2]
-        inputs = {"image": tensor, "height": height, "width": width}
+        inputs = {"image": channels_first(resized), "height": height, "width": width}
         if self.cfg.TEST.AUG.ENABLED:
-            inputs["original"] = torch.as_tensor(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+            inputs["original"] = channels_first(rgb)
         return image, inputs
-
-
-def read_checkpoint(weights: str | Path) -> dict:
-    """A checkpoint with its run information.
-
-    Raises:
-        CheckpointError: the file does not exist or has none.
-    """
-    if not Path(weights).is_file():
-        raise CheckpointError(f"the checkpoint {weights} does not exist")
-    checkpoint = GroupCheckpointer(torch.nn.Module())._load_file(str(weights))
-    if "run" not in checkpoint:
-        raise CheckpointError(
-            f"{weights} does not say which configuration it belongs to: it is no checkpoint of a "
-            "groupdetr_d2 training"
-        )
-    return checkpoint
-
-
-def config_of(checkpoint: dict):
-    """The configuration that a checkpoint was trained with, for this machine's device."""
-    content = yaml.safe_load(checkpoint["run"]["config"])
-    content["MODEL"]["DEVICE"] = "auto"
-    cfg = build_config()
-    cfg.merge_from_other_cfg(type(cfg)(content))
-    return cfg

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..distributed import average_over_processes
 from ..groups import QueryGroups
 from ..structures import Denoised, Matches, Predictions, Proposals, Targets
 from .matcher import match_groups
@@ -177,13 +177,3 @@ class SetCriterion(nn.Module):
             cost = sum(weight * fn(image, target) for fn, weight, _ in self.costs)
             costs.append(torch.as_tensor(cost))
         return match_groups(costs, groups)
-
-
-def average_over_processes(count: float) -> float:
-    """The mean of a number over the processes of the training."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return count
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    total = torch.tensor(float(count), device=device)
-    dist.all_reduce(total)
-    return total.item() / dist.get_world_size()

@@ -1,21 +1,15 @@
-"""The parts of a DETR between the backbone and the predictions, and the registry of variants."""
+"""The parts of a DETR between the backbone and the predictions."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 from detectron2.layers import ShapeSpec
-from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..groups import QueryGroups
+from ..registry import VARIANT_REGISTRY
 from ..structures import Memory, Predictions, Targets
-
-VARIANT_REGISTRY = Registry("DETR variant")
-VARIANT_REGISTRY.__doc__ = """
-DETR variants, by the name that MODEL.DETR.VARIANT gives. A registered function is called as
-``build(cfg, backbone_shape)`` and returns a :class:`DETRHead`.
-"""
 
 
 class DETRHead(nn.Module):
@@ -75,12 +69,7 @@ class DETRHead(nn.Module):
 
 
 def build_detr_head(cfg, backbone_shape: Mapping[str, ShapeSpec]) -> DETRHead:
-    """The head that MODEL.DETR.VARIANT names."""
-    if cfg.MODEL.DETR.VARIANT not in VARIANT_REGISTRY:
-        known = ", ".join(name for name, _ in VARIANT_REGISTRY)
-        raise UserError(
-            f"MODEL.DETR.VARIANT is {cfg.MODEL.DETR.VARIANT!r}; the known variants are: {known}"
-        )
+    """Builds the head that MODEL.DETR.VARIANT names."""
     return VARIANT_REGISTRY.get(cfg.MODEL.DETR.VARIANT)(cfg, backbone_shape)
 
 

@@ -11,6 +11,7 @@ from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
+from ..config.choices import check_choices
 from ..errors import UserError
 from ..groups import QueryGroups
 from ..layers.box_ops import box_xyxy_to_cxcywh
@@ -62,7 +63,12 @@ class SetPredictor(nn.Module, ABC):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        """Builds the constructor's arguments."""
+        """Builds the constructor's arguments.
+
+        Raises:
+            ChoiceError: a key has a value that is none of its words.
+        """
+        check_choices(cfg)
         backbone = build_backbone(cfg)
         return {
             "backbone": backbone,
@@ -133,6 +139,11 @@ class SetPredictor(nn.Module, ABC):
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
         return ImageList.from_tensors(images)
+
+
+def task_of(cfg) -> Task:
+    """The task of MODEL.META_ARCHITECTURE."""
+    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).task
 
 
 @META_ARCH_REGISTRY.register()

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..layers.position_encoding import SinePositionEmbedding
 from ..structures import Memory
 
@@ -85,8 +84,6 @@ def build_projections(cfg, backbone_shape) -> Sequence[nn.Module]:
     MODEL.DETR.PROJECTION_NORM may add a GroupNorm.
     """
     d_model, norm = cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.PROJECTION_NORM
-    if norm not in ("", "GN"):
-        raise UserError(f"MODEL.DETR.PROJECTION_NORM is {norm!r}; it can be empty or GN")
     channels = [backbone_shape[name].channels for name in cfg.MODEL.DETR.IN_FEATURES]
     convolutions = [nn.Conv2d(c, d_model, 1) for c in channels]
     for i in range(cfg.MODEL.DETR.EXTRA_LEVELS):

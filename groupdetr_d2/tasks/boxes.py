@@ -27,6 +27,7 @@ from ..structures import sizes_of
 from .task import ExportedOutputs, Task
 
 FIELDS = ("bbox", "bbox_mode", "category_id", "iscrowd")
+CORNERS = ("x1", "y1", "x2", "y2")
 EXPORTED_PIXELS, EXPORTED_SCORE = 1.0, 1e-3  # largest difference of an equal detection
 
 
@@ -124,7 +125,7 @@ def records(instances: Instances, names: Sequence[str]) -> list[dict]:
 
 def flat_record(record: dict) -> dict:
     """Gives the corners of a record's box names of their own."""
-    corners = dict(zip(("x1", "y1", "x2", "y2"), record["box"], strict=True))
+    corners = dict(zip(CORNERS, record["box"], strict=True))
     return {"class": record["class"], "score": record["score"], **corners}
 
 
@@ -169,6 +170,7 @@ def are_equal(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> np
 
 BOXES = Task(
     metric="bbox/AP",
+    compared=("bbox/AP", "bbox/AP50"),
     annotation_fields=FIELDS,
     shown_losses=("loss_class", "loss_bbox", "loss_giou"),
     build_mapper=build_mapper,
@@ -177,6 +179,7 @@ BOXES = Task(
     results_file="coco_instances_results.json",
     read_results=read_results,
     records=records,
+    columns=("class", "score", *CORNERS),
     flat_record=flat_record,
     coco_record=coco_record,
     draw=draw,

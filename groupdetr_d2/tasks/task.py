@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
 from torch import Tensor
 
@@ -40,6 +39,7 @@ class Task:
     Attributes:
         metric: name of the number by which models are compared, in metrics.json; its first part
             names the metrics of the task among an evaluator's results.
+        compared: names of the numbers that a comparison of runs shows, `metric` first.
         annotation_fields: fields of an annotation that training keeps in memory.
         shown_losses: names of the losses in the progress line.
         build_mapper: ``(cfg, is_train)`` -> the function from a dataset dict to a model's input.
@@ -49,7 +49,8 @@ class Task:
         read_results: ``(dataset name, results file)`` -> ground truth and detections by image.
         records: ``(instances, class names)`` -> one dictionary of plain values per detection, best
             first, with "class" and "score".
-        flat_record: a record as a dictionary of numbers and texts alone: a row of a table.
+        columns: names of the columns of a table of records, "class" and "score" first.
+        flat_record: a record as a dictionary with these keys, of numbers and texts alone.
         coco_record: what a record adds to a result in COCO's format, beside ids and score.
         draw: ``(image (H, W, 3) BGR, instances, class names)`` -> a copy of the image with
             predictions or ground truth drawn, scaled from `instances.image_size` to the image.
@@ -60,6 +61,7 @@ class Task:
     """
 
     metric: str
+    compared: tuple[str, ...]
     annotation_fields: tuple[str, ...]
     shown_losses: tuple[str, ...]
     build_mapper: Callable[..., Callable[[dict], dict]]
@@ -68,6 +70,7 @@ class Task:
     results_file: str
     read_results: Callable[[str, Path], list[ImageResult]]
     records: Callable[[Instances, Sequence[str]], list[dict]]
+    columns: tuple[str, ...]
     flat_record: Callable[[dict], dict]
     coco_record: Callable[[dict], dict]
     draw: Callable[[np.ndarray, Instances, Sequence[str]], np.ndarray]
@@ -88,8 +91,3 @@ class Task:
     def score_of(self, results: dict) -> float | None:
         """Finds the number by which models are compared; None if there are no results."""
         return self.metrics_of(results).get(self.metric.partition("/")[2])
-
-
-def task_of(cfg) -> Task:
-    """The task of MODEL.META_ARCHITECTURE."""
-    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).task

@@ -13,9 +13,10 @@ from ..layers.position_encoding import sine_embedding
 from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder, DecoderLayer
 from ..modeling.encoder import build_ffn, build_transformer_encoder
-from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups
+from ..modeling.head import DETRHead, build_groups
 from ..modeling.neck import build_neck
 from ..modeling.queries import PositionQueries
+from ..registry import VARIANT_REGISTRY
 from ..structures import Memory, Queries, QueryPosition
 
 

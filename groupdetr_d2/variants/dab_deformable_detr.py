@@ -12,11 +12,12 @@ from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder
 from ..modeling.deformable_encoder import build_deformable_encoder
 from ..modeling.denoising import ContentDenoising
-from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups
+from ..modeling.head import DETRHead, build_groups
 from ..modeling.neck import build_neck
 from ..modeling.queries import LearnedAnchorQueries
 from ..modeling.reference_noise import CenterAndSizeNoise, build_denoising
 from ..modeling.two_stage import ProposalHeads, SelectedContent, TwoStageQueries
+from ..registry import VARIANT_REGISTRY
 from ..structures import Memory, Queries, QueryPosition
 from .deformable_detr import SIZE_BIAS, build_deformable_layer
 

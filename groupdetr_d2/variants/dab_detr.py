@@ -12,10 +12,11 @@ from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder
 from ..modeling.denoising import LabelDenoising
 from ..modeling.encoder import build_ffn, build_transformer_encoder
-from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups
+from ..modeling.head import DETRHead, build_groups
 from ..modeling.neck import build_neck
 from ..modeling.queries import AnchorQueries
 from ..modeling.reference_noise import CenterAndSizeNoise, build_denoising
+from ..registry import VARIANT_REGISTRY
 from ..structures import Memory, Queries, QueryPosition
 from .conditional_detr import build_conditional_layer
 

@@ -12,11 +12,12 @@ from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder, DecoderLayer
 from ..modeling.deformable_encoder import build_deformable_encoder
 from ..modeling.encoder import build_ffn
-from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups
+from ..modeling.head import DETRHead, build_groups
 from ..modeling.neck import build_neck
 from ..modeling.queries import FixedQueryPosition, LearnedQueries
 from ..modeling.reference_points import on_padded_maps
 from ..modeling.two_stage import BoxContent, ProposalHeads, TwoStageQueries
+from ..registry import VARIANT_REGISTRY
 from ..structures import Memory, QueryPosition
 
 EPS = 1e-5  # of the inverse sigmoid
@@ -68,10 +69,10 @@ def build_queries(cfg) -> nn.Module:
     detr, groups = cfg.MODEL.DETR, build_groups(cfg)
     if not detr.TWO_STAGE:
         return LearnedQueries(groups, detr.HIDDEN_DIM)
-    if detr.TWO_STAGE != "objectness" or not detr.BOX_REFINE:
+    if not detr.BOX_REFINE:
         raise UserError(
-            f"MODEL.DETR.TWO_STAGE is {detr.TWO_STAGE!r}; for deformable_detr it can be empty or "
-            "objectness, which needs MODEL.DETR.BOX_REFINE True"
+            f"MODEL.DETR.TWO_STAGE {detr.TWO_STAGE!r} of deformable_detr needs "
+            "MODEL.DETR.BOX_REFINE True"
         )
     heads = ProposalHeads(groups, detr.HIDDEN_DIM, detr.NUM_CLASSES)
     return TwoStageQueries(heads, BoxContent(detr.HIDDEN_DIM), class_agnostic=True)

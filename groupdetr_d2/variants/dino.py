@@ -11,10 +11,11 @@ from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder
 from ..modeling.deformable_encoder import build_deformable_encoder
 from ..modeling.denoising import ContrastiveDenoising
-from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups
+from ..modeling.head import DETRHead, build_groups
 from ..modeling.neck import build_neck
 from ..modeling.reference_noise import BorderNoise, build_denoising
 from ..modeling.two_stage import LearnedContent, ProposalHeads, TwoStageQueries
+from ..registry import VARIANT_REGISTRY
 from .dab_deformable_detr import EPS, BoxQueryPosition
 from .deformable_detr import build_deformable_layer
 

@@ -20,9 +20,10 @@ from ..modeling.box_predictor import build_box_predictor
 from ..modeling.decoder import Decoder, DecoderLayer
 from ..modeling.deformable_encoder import build_deformable_encoder
 from ..modeling.encoder import build_ffn, build_transformer_encoder
-from ..modeling.head import VARIANT_REGISTRY, DETRHead, build_groups
+from ..modeling.head import DETRHead, build_groups
 from ..modeling.neck import build_neck
 from ..modeling.queries import AnchorQueries
+from ..registry import VARIANT_REGISTRY
 from ..structures import Memory, Queries, QueryPosition, sizes_of
 from .conditional_detr import ConditionalSelfAttention
 

@@ -21,13 +21,18 @@ from groupdetr_d2.analysis.duplicates import boxes_per_object
 from groupdetr_d2.analysis.query_figure import spread_of
 from groupdetr_d2.analysis.step_cost import run_apart
 from groupdetr_d2.analysis.trained_model import check_one_to_one
-from groupdetr_d2.commands.analyze import ANALYSES, main
-from groupdetr_d2.engine.setup import ConfigError
+from groupdetr_d2.commands import run
+from groupdetr_d2.commands.analyze import ANALYSES
+from groupdetr_d2.config import ConfigError
 from groupdetr_d2.errors import UserError
 from groupdetr_d2.evaluation.fusion import merge_by_fusion, merge_by_nms
 from groupdetr_d2.layers import attention
 from tests.conftest import make_batch, small_config, small_model
 from tests.engine.test_engine import run_in_process, tiny_run
+
+
+def main(arguments):
+    return run(["analyze", *arguments])
 
 
 def detections(boxes, scores, classes):
@@ -158,11 +163,11 @@ def training(tmp_path_factory):
     """A training's folder with two numbered checkpoints, two groups, evaluated twice."""
     folder = tmp_path_factory.mktemp("training")
     run_in_process(tiny_run(folder, "TEST.EVAL_PERIOD", 3, "MODEL.DETR.NUM_GROUPS", 3))
-    from groupdetr_d2.engine.main import build_parser
+    from groupdetr_d2.commands import build_parser
     from groupdetr_d2.engine.setup import setup_config
 
     arguments = tiny_run(folder, "MODEL.DETR.NUM_GROUPS", 3)
-    cfg = setup_config(build_parser().parse_args([str(x) for x in arguments]))
+    cfg = setup_config(build_parser().parse_args(["train", *map(str, arguments)]))
     (folder / "out" / "config.yaml").write_text(cfg.dump())
     return folder
 
@@ -383,8 +388,8 @@ def abort():
 
 
 def test_models_whose_queries_cannot_be_followed_are_refused():
-    cfg = small_config("configs/DINO/dino_4scale_R_50_12ep.yaml")
-    trained = SimpleNamespace(cfg=cfg, weights="w.pth")
+    model = small_model(config="configs/DINO/dino_4scale_R_50_12ep.yaml")
+    trained = SimpleNamespace(model=model, weights="w.pth")
     with pytest.raises(UserError, match="w.pth: .*TWO_STAGE"):
         check_one_to_one(trained)
 

@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_model
 
 from groupdetr_d2.checkpoint import CheckpointError, CheckpointWriteError, GroupCheckpointer
-from groupdetr_d2.engine.setup import build_config
+from groupdetr_d2.config import build_config
 from tests.conftest import ROOT, SHRINK, make_batch, small_model
 
 

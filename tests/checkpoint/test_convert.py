@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from groupdetr_d2.__main__ import main
 from groupdetr_d2.checkpoint.official import COCO_CATEGORY_IDS
+from groupdetr_d2.commands import run as main
 from groupdetr_d2.inference.predictor import Predictor
 from tests.conftest import ROOT
 from tests.golden_rule import load_case, make_inputs, make_state_dict
@@ -74,7 +74,7 @@ def test_a_hugging_face_folder_is_read(tmp_path):
 def test_a_key_that_found_no_home_is_named(tmp_path, capsys):
     save_official(tmp_path / "official.pth", "conditional_detr", other=torch.zeros(2, 3))
     convert(tmp_path, "conditional_detr")
-    assert "no home for other (2, 3)" in capsys.readouterr().out
+    assert "no name for other (2, 3)" in capsys.readouterr().out
 
 
 def test_a_parameter_that_stays_empty_fails_and_writes_nothing(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_model
 
 from groupdetr_d2.checkpoint import hugging_face, hugging_face_deformable
-from groupdetr_d2.engine.setup import build_config
+from groupdetr_d2.config import build_config
 from tests.conftest import ROOT, make_batch
 
 transformers = pytest.importorskip("transformers", reason="transformers is a test extra")
@@ -59,8 +59,8 @@ def build_ours(config, state, converter=hugging_face):
         *("MODEL.DETR.DEC_LAYERS", 3, "MODEL.DETR.DIM_FEEDFORWARD", 64),
     ]
     model = build_model(build_config(str(ROOT / "configs" / config), opts)).eval()
-    converted, homeless = converter.convert_state_dict(state, num_queries=20, num_classes=91)
-    assert all("num_batches_tracked" in key for key in homeless), homeless
+    converted, unmapped = converter.convert_state_dict(state, num_queries=20, num_classes=91)
+    assert all("num_batches_tracked" in key for key in unmapped), unmapped
     model.load_state_dict(converted)
     return model
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from groupdetr_d2 import Predictor
-from groupdetr_d2.__main__ import main
 from groupdetr_d2.checkpoint import CheckpointError, GroupCheckpointer
 from groupdetr_d2.checkpoint.safe_pickle import UnsafePickleError, load_pickle
+from groupdetr_d2.commands import run as main
+from groupdetr_d2.config import ConfigError, build_config
 from groupdetr_d2.data.image_file import ImageReadError, read_bgr
-from groupdetr_d2.engine.setup import ConfigError, build_config
 from tests.conftest import small_model
 from tests.engine.test_engine import tiny_run, train_net
 

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from groupdetr_d2.__main__ import main
 from groupdetr_d2.analysis.step_cost import count_flops
 from groupdetr_d2.commands import env
+from groupdetr_d2.commands import run as main
 from tests.conftest import ROOT, SHRINK, SMALL_BACKBONE, small_config
 
 CONFIG = "configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml"
@@ -17,7 +17,9 @@ def test_commands_are_listed(capsys):
     listed = capsys.readouterr().out
     for name in ("benchmark", "convert", "env", "predict"):
         assert f"  {name}" in listed
-    assert main(["unheard-of"]) == 2
+    with pytest.raises(SystemExit) as end:
+        main(["unheard-of"])
+    assert end.value.code == 2
 
 
 def test_env_prints_versions(capsys):
@@ -39,16 +41,20 @@ def test_env_names_what_is_missing_or_too_old_and_the_remedy(capsys, monkeypatch
 
 
 def test_env_works_where_detectron2_is_missing():
-    """The package itself cannot be imported then, and says what to do."""
+    """Its parts cannot be imported then, and say what to do; so do commands."""
     blocked = "import sys; sys.modules['detectron2'] = None; "
     as_main = "import runpy; sys.argv = ['x', 'env']; "
     program = f"{blocked}{as_main}runpy.run_module('groupdetr_d2', None, '__main__')"
     run = [sys.executable, "-W", "ignore", "-c"]
     done = subprocess.run([*run, program], capture_output=True, text=True, cwd=ROOT)
     assert "detectron2" in done.stdout and "--require-hashes" in done.stdout
-    program = blocked + "import groupdetr_d2"
+    program = blocked + "from groupdetr_d2 import Predictor"
     done = subprocess.run([*run, program], capture_output=True, text=True, cwd=ROOT)
     assert "python -m groupdetr_d2 env" in done.stderr
+    program = blocked + "from groupdetr_d2 import commands; commands.run(['strip', 'a', 'b'])"
+    done = subprocess.run([*run, program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "groupdetr_d2 env" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_flops_grow_linearly_with_k():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from groupdetr_d2.config import build_config
 from groupdetr_d2.data.checks import DatasetError, check_annotations, check_classes
 from groupdetr_d2.data.custom import read_classes, register_custom_datasets
 from groupdetr_d2.data.detr_augmentation import build_detr_augmentation
@@ -18,7 +19,7 @@ from groupdetr_d2.data.loader import (
     build_train_loader,
 )
 from groupdetr_d2.data.shapes import CLASSES, ShapesSpec, draw_image, generate_shapes
-from groupdetr_d2.engine.setup import build_config, settle_config
+from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.engine.trainer import load_training_set
 from groupdetr_d2.tasks.boxes import BOXES
 from tests.conftest import small_config

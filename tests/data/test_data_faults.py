@@ -10,7 +10,7 @@ from groupdetr_d2.data import workers
 from groupdetr_d2.data.detr_augmentation import build_detr_augmentation
 from groupdetr_d2.data.image_file import ImageReadError, read_bgr
 from groupdetr_d2.data.loader import TrainingSet, build_train_loader
-from groupdetr_d2.engine.launch import report_errors
+from groupdetr_d2.engine.reporting import report_errors
 from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.errors import UserError
 from groupdetr_d2.tasks.boxes import BOXES
@@ -126,9 +126,8 @@ def test_too_many_images_that_cannot_be_read_end_the_run(tmp_path):
 
 
 def test_an_unknown_policy_is_named(tmp_path):
-    cfg, dicts = broken_set(tmp_path, "DATALOADER.ON_ERROR", "ignore")
     with pytest.raises(UserError, match="'ignore'; it can be raise or skip"):
-        build_train_loader(cfg, TrainingSet(dicts), BOXES.build_mapper(cfg, is_train=True))
+        broken_set(tmp_path, "DATALOADER.ON_ERROR", "ignore")
 
 
 class Dying(torch.utils.data.Dataset):

@@ -11,8 +11,9 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from groupdetr_d2.checkpoint import CheckpointError
+from groupdetr_d2.config import ConfigError, build_config
 from groupdetr_d2.engine.launch import launch
-from groupdetr_d2.engine.setup import ConfigError, build_config, settle_config
+from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.engine.solver import build_optimizer
 from groupdetr_d2.engine.train_step import NonFiniteLossError, TrainStep
 from groupdetr_d2.engine.trainer import Trainer, wrap_for_processes
@@ -58,10 +59,10 @@ def losses_of(folder):
 
 
 def run_in_process(arguments, *, resume=False, iterations=None):
-    from groupdetr_d2.engine.main import build_parser
+    from groupdetr_d2.commands import build_parser
     from groupdetr_d2.engine.setup import setup_config
 
-    args = build_parser().parse_args([str(x) for x in arguments])
+    args = build_parser().parse_args(["train", *map(str, arguments)])
     cfg = setup_config(args)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
@@ -188,9 +189,9 @@ def test_unknown_keys_name_the_nearest_known_one():
     "key, value", [("SOLVER.AMP.DTYPE", "float8"), ("DATASETS.TRAIN", ("coco_2017_trian",))]
 )
 def test_impossible_values_are_named_with_a_remedy(key, value):
-    cfg = small_config("configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml", 1, key, value)
+    config = "configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml"
     with pytest.raises(ValueError, match="float8.*bfloat16|trian.*coco_2017_train"):
-        settle_config(cfg)
+        settle_config(small_config(config, 1, key, value))
 
 
 def test_backbone_learns_at_a_tenth_of_the_rate_and_all_is_decayed():

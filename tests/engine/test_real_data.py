@@ -18,7 +18,7 @@ IMAGENET = ["MODEL.RESNETS.STRIDE_IN_1X1", True]
 
 
 def test_imagenet_weights_fill_the_backbone(shared_data):
-    from groupdetr_d2.engine.setup import build_config
+    from groupdetr_d2.config import build_config
 
     cfg = build_config(str(CONFIG), ["MODEL.DEVICE", "cpu", *IMAGENET])
     model = build_model(cfg)

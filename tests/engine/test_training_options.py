@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from groupdetr_d2 import Predictor
+from groupdetr_d2.config import ConfigError, build_config
 from groupdetr_d2.engine.best import Best, BestHook, NoImprovement
 from groupdetr_d2.engine.compiling import compile_parts, describe_compilation
 from groupdetr_d2.engine.ema import MeanWeights
+from groupdetr_d2.engine.report import LastEvaluation
 from groupdetr_d2.engine.schedule import set_epochs, settle_schedule
-from groupdetr_d2.engine.setup import ConfigError, build_config, settle_config
+from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.engine.train_step import TrainStep
 from groupdetr_d2.errors import UserError
+from groupdetr_d2.tasks.boxes import BOXES
 from tests.conftest import make_batch, small_config, small_model
 from tests.data.test_data import custom_config
 from tests.engine.test_engine import run_in_process, tiny_run
@@ -119,11 +122,11 @@ class Saves:
 def play(values, patience, best=None):
     """Evaluations with these APs, one every iteration."""
     best, saves = best or Best(), Saves()
-    hook = BestHook(best, saves, patience)
-    hook.trainer = SimpleNamespace(iter=0, _last_eval_results=None)
+    hook = BestHook(best, saves, BOXES, patience)
+    hook.trainer = SimpleNamespace(last_evaluation=None)
     for i, value in enumerate(values):
-        hook.trainer.iter = i
-        hook.trainer._last_eval_results = {"bbox": {"AP": value}}
+        results = {"bbox": {"AP": value}}
+        hook.trainer.last_evaluation = LastEvaluation(i + 1, results, None)
         hook.after_step()
         hook.after_step()  # the same results again: no evaluation
     return best, saves
@@ -148,7 +151,7 @@ def test_an_early_end_leaves_a_report_and_the_best_checkpoint(tmp_path, package_
     opts = ["TEST.EVAL_PERIOD", 1, "SOLVER.PATIENCE", 2, "SOLVER.BASE_LR", 0.0]
     opts += ["SOLVER.KEEP_CHECKPOINTS", 1, "SOLVER.CHECKPOINT_PERIOD", 1]
     trainer = run_in_process(tiny_run(tmp_path, *opts))
-    assert trainer.iter == 2 and "no better AP in 2 evaluations" in package_log.text
+    assert trainer.iter == 2 and "no better bbox/AP in 2 evaluations" in package_log.text
     names = {p.name for p in (tmp_path / "out").glob("*.pth")}
     assert names == {"model_best.pth", "model_0000002.pth"}
     assert (tmp_path / "out/predictions.png").is_file() and "model_best.pth" in package_log.text
@@ -197,7 +200,7 @@ def test_a_training_can_be_evaluated_with_augmentation(tmp_path, every_iteration
 
 def test_an_unknown_compiler_is_named():
     with pytest.raises(UserError, match="MODEL.COMPILE is 'inducer'; it can be .*inductor"):
-        compile_parts(small_model(), "inducer")
+        small_config(CONFIG, 1, "MODEL.COMPILE", "inducer")
 
 
 def test_a_training_says_what_was_compiled(tmp_path, package_log):

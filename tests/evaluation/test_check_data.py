@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from groupdetr_d2.__main__ import main
+from groupdetr_d2.commands import run as main
 from groupdetr_d2.data.checks import DatasetError
 from groupdetr_d2.data.inspection import inspect_coco
 from groupdetr_d2.data.yolo import convert_yolo, read_labels

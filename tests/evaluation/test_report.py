@@ -13,7 +13,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from groupdetr_d2 import Predictor
-from groupdetr_d2.__main__ import main
+from groupdetr_d2.commands import run as main
 from groupdetr_d2.engine.report import next_commands
 from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.evaluation import html_report
@@ -104,7 +104,8 @@ def test_ap50_is_that_of_coco(tmp_path):
         evaluator.process([d], [{"instances": found}])
     with contextlib.redirect_stdout(io.StringIO()):
         metrics = evaluator.evaluate()["bbox"]
-    evaluation = Evaluation.of(BOXES, dataset, tmp_path / "coco_instances_results.json")
+    found = BOXES.read_results(dataset, tmp_path / "coco_instances_results.json")
+    evaluation = Evaluation.of(found, ["cat", "dog"])
     rows = {row["class"]: row for row in per_class_rows(evaluation, metrics)}
     assert 5 < metrics["AP50"] < 95
     assert rows["all"]["AP50"] == pytest.approx(metrics["AP50"], abs=1e-6)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from groupdetr_d2.commands import export
+from groupdetr_d2.commands import run as main
+from groupdetr_d2.commands.export import OPSET
 from groupdetr_d2.data.image_file import read_bgr
 from groupdetr_d2.inference.onnx_export import (
-    OPSET,
     Detector,
     ExportError,
     compare_with_onnx,
@@ -107,7 +107,9 @@ def test_the_command_says_what_is_inside(tmp_path, capsys):
     config = MODELS["conditional_detr"]
     opts = [str(x) for x in (*SHRINK, *SMALL_BACKBONE)]
     size = ["--image-size", "64", "96"]
-    assert export.main(["--config-file", config, "--out", str(out), "--static", *size, *opts]) == 0
+    assert (
+        main(["export", "--config-file", config, "--out", str(out), "--static", *size, *opts]) == 0
+    )
     text = capsys.readouterr().out
     assert out.is_file() and f"opset {OPSET}" in text and "the primary group" in text
     assert "onnxruntime on random images (1, 3, 64, 96)" in text

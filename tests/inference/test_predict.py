@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from groupdetr_d2 import Predictor
-from groupdetr_d2.__main__ import main
 from groupdetr_d2.checkpoint import GroupCheckpointer
 from groupdetr_d2.checkpoint.run_info import RunInfo
+from groupdetr_d2.commands import run as main
 from groupdetr_d2.errors import UserError
 from groupdetr_d2.inference.augmented import AugmentedModel
+from groupdetr_d2.tasks.boxes import BOXES
 from tests.conftest import randomize_heads, small_config
 
 CONFIGS = {
@@ -203,7 +204,7 @@ def test_one_look_without_a_flip_is_the_model_itself(tmp_path):
 class Bright(torch.nn.Module):
     """Finds the bright rectangle."""
 
-    detections_per_image = 10
+    detections_per_image, task = 10, BOXES
 
     def forward(self, batch):
         from detectron2.structures import Boxes, Instances

@@ -7,8 +7,8 @@ import cv2
 import pytest
 
 from groupdetr_d2 import Predictor
-from groupdetr_d2.commands import serve
 from groupdetr_d2.errors import UserError
+from groupdetr_d2.inference import page as page_module
 from tests.browser import open_page
 from tests.inference.test_predict import make_checkpoint, picture
 
@@ -18,11 +18,11 @@ pytest.importorskip("gradio", reason="gradio (the extra `serve`) is not installe
 @pytest.fixture
 def address(tmp_path):
     with socket.socket() as free:
-        free.bind((serve.HOST, 0))
+        free.bind((page_module.HOST, 0))
         port = free.getsockname()[1]
-    page = serve.build_page(Predictor(make_checkpoint(tmp_path, threshold=0.01)), 0.02)
-    serve.launch_page(page, port, max_megabytes=0.05, waits=False)
-    yield f"http://{serve.HOST}:{port}"
+    page = page_module.build_page(Predictor(make_checkpoint(tmp_path, threshold=0.01)), 0.02)
+    page_module.launch_page(page, port, max_megabytes=0.05, waits=False)
+    yield f"http://{page_module.HOST}:{port}"
     page.close()
 
 
@@ -81,4 +81,4 @@ def test_a_missing_gradio_is_said(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match="pip install 'groupdetr_d2.serve.'"):
-        serve.import_gradio()
+        page_module.import_gradio()

@@ -102,7 +102,7 @@ TRITON = """
 import torch
 from groupdetr_d2.layers import deform_sampling
 from groupdetr_d2.layers.deform_sampling_triton import sample_levels
-from tests.test_deform_attn import SHAPES, compare, one_sample, random_inputs
+from tests.layers.test_deform_attn import SHAPES, compare, one_sample, random_inputs
 device = "cuda" if torch.cuda.is_available() else "cpu"
 for channels, dtype in ((8, torch.float32), (12, torch.float32), (32, torch.bfloat16)):
     compare(sample_levels, random_inputs(torch.float32, channels), dtype, device)

@@ -7,8 +7,8 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 
 from groupdetr_d2.checkpoint import GroupCheckpointer
+from groupdetr_d2.config import build_config
 from groupdetr_d2.engine.freezing import freeze
-from groupdetr_d2.engine.setup import build_config
 from groupdetr_d2.errors import UserError
 from groupdetr_d2.groups import QueryGroups
 from groupdetr_d2.losses.box2d import BoxTargets

@@ -15,7 +15,7 @@ from groupdetr_d2.checkpoint.conditional_detr import CONVERTER as conditional_de
 from groupdetr_d2.checkpoint.dab_detr import CONVERTER as dab_detr
 from groupdetr_d2.checkpoint.dn_detr import CONVERTER as dn_detr
 from groupdetr_d2.checkpoint.sam_detr import CONVERTER as sam_detr
-from groupdetr_d2.engine.setup import build_config
+from groupdetr_d2.config import build_config
 from groupdetr_d2.layers.position_encoding import inverse_sigmoid
 from groupdetr_d2.modeling.denoising import LabelDenoising
 from groupdetr_d2.structures import Memory
@@ -73,10 +73,10 @@ def case(request):
     spec, outputs = load_case(request.param)
     cfg = build_config(golden_config(request.param), golden_opts(request.param))
     model = build_model(cfg)
-    converted, homeless = CASES[request.param][0].convert_state_dict(
+    converted, unmapped = CASES[request.param][0].convert_state_dict(
         make_state_dict(spec), num_queries=20, num_classes=91
     )
-    assert not homeless
+    assert not unmapped
     model.load_state_dict(converted)
     return request.param, spec, outputs, model
 

@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from groupdetr_d2.checkpoint.dab_deformable_detr import CONVERTER as dab_deformable_detr
 from groupdetr_d2.checkpoint.deformable_detr import CONVERTER as deformable_detr
 from groupdetr_d2.checkpoint.dino import CONVERTER as dino
-from groupdetr_d2.engine.setup import build_config
+from groupdetr_d2.config import build_config
 from groupdetr_d2.layers.position_encoding import inverse_sigmoid
 from groupdetr_d2.modeling.denoising import ContrastiveDenoising, Noise
 from groupdetr_d2.modeling.two_stage import TwoStageQueries
@@ -65,10 +65,10 @@ def load(name):
         *("TEST.DETECTIONS_PER_IMAGE", 100, *CASES[name][2]),
     ]
     model = build_model(build_config(str(ROOT / "configs" / CASES[name][1]), opts))
-    converted, homeless = CASES[name][0].convert_state_dict(
+    converted, unmapped = CASES[name][0].convert_state_dict(
         make_state_dict(spec), num_queries=model.groups.num_queries, num_classes=91
     )
-    assert not homeless
+    assert not unmapped
     model.load_state_dict(converted)
     return name, spec, outputs, model
 

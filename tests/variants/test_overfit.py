@@ -8,10 +8,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 
+from groupdetr_d2.config import build_config
 from groupdetr_d2.data.custom import register_custom_datasets
 from groupdetr_d2.data.loader import build_test_loader
 from groupdetr_d2.data.shapes import ShapesSpec, generate_shapes
-from groupdetr_d2.engine.setup import build_config
 from groupdetr_d2.tasks.boxes import BOXES
 from tests.conftest import ROOT
 

@@ -16,8 +16,8 @@ CONFIGS = [
 ]
 
 
-def losses_and_gradients(config, checkpointing):
-    opts = ["MODEL.DETR.RECOMPUTE", checkpointing, "MODEL.DETR.DROPOUT", 0.1]
+def losses_and_gradients(config, recompute):
+    opts = ["MODEL.DETR.RECOMPUTE", recompute, "MODEL.DETR.DROPOUT", 0.1]
     model = small_model(2, *opts, config=config)
     torch.manual_seed(1)
     losses = model(make_batch())
@@ -52,8 +52,8 @@ def test_a_gpu_draws_its_random_numbers_again(config, monkeypatch):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_less_is_kept_for_backward(config):
     kept = []
-    for checkpointing in (False, True):
-        model = small_model(2, "MODEL.DETR.RECOMPUTE", checkpointing, config=config)
+    for recomputed in (False, True):
+        model = small_model(2, "MODEL.DETR.RECOMPUTE", recomputed, config=config)
         seen = {}
 
         def pack(x, seen=seen):

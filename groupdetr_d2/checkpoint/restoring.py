@@ -1,0 +1,80 @@
+"""From a checkpoint's file to a model: the file is read once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from ..config import build_config, override, settle_device
+from ..config.upgrade import upgrade
+from .checkpointer import GroupCheckpointer, read_content
+from .files import CheckpointError
+from .thresholds import find_threshold
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A trained model, ready for inference, with what its checkpoint says about it."""
+
+    cfg: CfgNode
+    model: nn.Module  # in evaluation mode
+    classes: list[str]  # names, in the order of the model's classes
+    threshold: float | None  # the score with the best F1; None if there was no evaluation
+
+
+def restore(
+    weights: str | Path,
+    opts: Sequence = (),
+    *,
+    settle: Callable[[CfgNode], None] = settle_device,
+) -> Restored:
+    """Builds the model of a checkpoint from the configuration that it carries.
+
+    Args:
+        weights: a checkpoint of a groupdetr_d2 training.
+        opts: overrides of the configuration, ``["KEY", value, ...]``.
+        settle: called with the configuration before the model is built, to settle what this
+            machine and its data sets decide.
+
+    Raises:
+        CheckpointError: the file does not exist, cannot be read or is no such checkpoint.
+        ConfigError: an override is wrong.
+    """
+    content = read_checkpoint(weights)
+    cfg = config_of(content)
+    override(cfg, opts)
+    settle(cfg)
+    model = build_model(cfg).eval()
+    threshold = find_threshold(weights, content)
+    GroupCheckpointer(model).load_content(content)
+    return Restored(cfg, model, content["run"]["classes"], threshold)
+
+
+def read_checkpoint(weights: str | Path) -> dict:
+    """Reads a checkpoint that carries its configuration.
+
+    Raises:
+        CheckpointError: the file does not exist or carries none.
+    """
+    if not Path(weights).is_file():
+        raise CheckpointError(f"the checkpoint {weights} does not exist")
+    content = read_content(str(weights))
+    if "run" not in content:
+        raise CheckpointError(
+            f"{weights} does not say which configuration it belongs to: it is no checkpoint of a "
+            "groupdetr_d2 training"
+        )
+    return content
+
+
+def config_of(content: dict) -> CfgNode:
+    """The configuration that a checkpoint was trained with, for the device of this machine."""
+    nested = upgrade(yaml.safe_load(content["run"]["config"]))
+    nested["MODEL"]["DEVICE"] = "auto"
+    cfg = build_config()
+    cfg.merge_from_other_cfg(CfgNode(nested))
+    return cfg

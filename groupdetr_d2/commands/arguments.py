@@ -1,0 +1,54 @@
+"""Arguments that several commands have."""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+SECTIONS = "MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL"
+KEY = re.compile(
+    rf"(({SECTIONS})(\.[A-Z0-9_]+)+|SEED|OUTPUT_DIR|VIS_PERIOD|CUDNN_BENCHMARK)(=.*)?$"
+)
+
+
+class ListOrOverrides(argparse.Action):
+    """A list of values that ends where a configuration key begins.
+
+    Overrides stand at the end of a command, KEY VALUE ...; those behind the list go to `opts`.
+
+    Args:
+        convert: makes a value from a word.
+    """
+
+    def __init__(self, *args: Any, convert: Callable[[str], Any] = str, **named: Any):
+        super().__init__(*args, nargs="+", **named)
+        self.convert = convert
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Stores the values, and the overrides behind them."""
+        words = list(values or ())
+        end = next((i for i, word in enumerate(words) if KEY.match(word)), len(words))
+        if not end:
+            raise argparse.ArgumentError(self, "expected at least one value")
+        try:
+            setattr(namespace, self.dest, [self.convert(word) for word in words[:end]])
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+        earlier = getattr(namespace, "opts_behind_list", [])
+        namespace.opts_behind_list = [*earlier, *words[end:]]
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds `opts`, the overrides at the end of a command."""
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides: KEY VALUE ...")
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """The overrides of a command, those behind a list of values included."""
+    return [*getattr(args, "opts_behind_list", ()), *(getattr(args, "opts", None) or ())]

@@ -1,0 +1,24 @@
+"""Looks at a data set before training: what is wrong with it, and what is in it."""
+
+from argparse import ArgumentParser, Namespace
+
+from ..errors import UserError
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("--json", help="annotations in COCO's format")
+    parser.add_argument("--images", help="folder of the images")
+    parser.add_argument("--yolo", help="a folder in YOLO's format instead; converted into --out")
+    parser.add_argument("--out", default="checked_data", help="folder for what is written")
+    parser.add_argument("--num-queries", type=int, default=300, help="queries of a group")
+    parser.add_argument("--fast", action="store_true", help="read the images' headers alone")
+
+
+def run(args: Namespace) -> int:
+    """Returns 1 if training on the data would stop or go wrong."""
+    if not args.yolo and not (args.json and args.images):
+        raise UserError("check-data needs --json and --images, or --yolo")
+    from ..evaluation.data_report import check_data
+
+    return check_data(args)

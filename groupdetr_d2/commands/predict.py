@@ -1,0 +1,36 @@
+"""Detects objects on images, folders and videos; writes pictures, JSON and CSV."""
+
+from argparse import REMAINDER, ArgumentParser, Namespace
+
+from .arguments import ListOrOverrides
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "images",
+        action=ListOrOverrides,
+        help="images, folders, patterns such as 'a/*.jpg', videos; then overrides, KEY VALUE ...",
+    )
+    parser.add_argument("--weights", required=True, help="a checkpoint of train_net.py")
+    parser.add_argument("--out", default="predictions", help="folder for what is written")
+    parser.add_argument(
+        "--threshold", type=float, help="lowest score; if not given, the checkpoint's best (F1)"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="write JSON and CSV alone")
+    parser.add_argument(
+        "--coco-json",
+        metavar="JSON",
+        help="annotations with the images' ids: results in COCO's format are written too",
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
+    parser.add_argument(
+        "--opts", nargs=REMAINDER, default=[], help="overrides: KEY VALUE ... (comes last)"
+    )
+
+
+def run(args: Namespace) -> int:
+    """Returns 1 if some images could not be read; the others are done all the same."""
+    from ..inference.prediction import predict
+
+    return predict(args)

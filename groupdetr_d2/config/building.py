@@ -1,0 +1,87 @@
+"""Builds a configuration from a yaml and overrides, and explains what is wrong with either."""
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from ..errors import UserError
+from .choices import check_choices
+from .files import find_config
+from .keys import add_groupdetr_config
+
+
+class ConfigError(UserError):
+    """The configuration cannot be used; the message names the key and the remedy."""
+
+
+def build_config(config_file: str = "", opts: Sequence | None = None) -> CfgNode:
+    """Builds the configuration of a yaml with overrides, not frozen; nothing in it is evaluated.
+
+    Args:
+        config_file: a path, or a path under `configs/`; none for the defaults.
+        opts: overrides, ``["KEY", value, ...]``.
+
+    Raises:
+        ConfigError: a file or key does not exist (the nearest known key is named), or the file is
+            no plain yaml.
+    """
+    cfg = get_cfg()
+    add_groupdetr_config(cfg)
+    config_file = find_config(config_file)
+    if config_file and not os.path.isfile(config_file):
+        raise ConfigError(f"the configuration file {config_file} does not exist")
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+    except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(_explain(error, cfg, config_file)) from error
+    override(cfg, opts or [], config_file)
+    return cfg
+
+
+def override(cfg: CfgNode, opts: Sequence, config_file: str = "") -> None:
+    """Applies overrides ``["KEY", value, ...]`` in place.
+
+    Raises:
+        ConfigError: a key does not exist (the nearest is named), or a value is of another type.
+        ChoiceError: a value is none of its key's words.
+    """
+    try:
+        cfg.merge_from_list(list(opts))
+    except (KeyError, AssertionError, ValueError) as error:
+        raise ConfigError(_explain(error, cfg, config_file)) from error
+    check_choices(cfg)
+
+
+def settle_device(cfg: CfgNode) -> None:
+    """Replaces MODEL.DEVICE "auto" by cuda where there is a GPU, and by cpu elsewhere."""
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
+    text = str(error if isinstance(error, yaml.YAMLError) or not error.args else error.args[0])
+    match = re.search(r"Non-existent (?:config )?key: ([\w.]+)", text)
+    if not match:
+        hint = "; options such as --resume come before KEY VALUE pairs" if "pairs" in text else ""
+        return f"{config_file or 'the command line'}: {text}{hint}"
+    key = match[1]
+    near = difflib.get_close_matches(key, all_keys(cfg), n=1, cutoff=0)
+    return (
+        f"{key} (in {config_file} or on the command line) is no known key; the nearest is {near[0]}"
+    )
+
+
+def all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    """Lists the keys of a configuration, sections included, joined with dots."""
+    keys = []
+    for key, value in cfg.items():
+        keys.append(prefix + key)
+        if isinstance(value, CfgNode):
+            keys.extend(all_keys(value, f"{prefix}{key}."))
+    return keys

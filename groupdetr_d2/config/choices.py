@@ -1,0 +1,92 @@
+"""The keys that take one of several words, and the words: the one place that knows them."""
+
+from collections.abc import Callable
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+
+from ..errors import UserError
+from ..registry import VARIANT_REGISTRY
+
+Words = tuple[str, ...]
+FIRST_STAGES = {"deformable_detr": ("", "objectness"), "dab_deformable_detr": ("", "pure")}
+
+
+class ChoiceError(UserError):
+    """A key has a value that is none of its words; the message lists them."""
+
+
+def _variants(cfg: CfgNode) -> Words:
+    return tuple(name for name, _ in VARIANT_REGISTRY)
+
+
+def _meta_architectures(cfg: CfgNode) -> Words:
+    return tuple(name for name, cls in META_ARCH_REGISTRY if getattr(cls, "task", None))
+
+
+def _backbones(cfg: CfgNode) -> Words:
+    return tuple(name for name, _ in BACKBONE_REGISTRY)
+
+
+def _first_stages(cfg: CfgNode) -> Words:
+    """The first stages of this package's variants; a variant of your own may have any."""
+    variant = cfg.MODEL.DETR.VARIANT
+    is_own = not VARIANT_REGISTRY.get(variant).__module__.startswith("groupdetr_d2.")
+    return (cfg.MODEL.DETR.TWO_STAGE,) if is_own else FIRST_STAGES.get(variant, ("",))
+
+
+def _compilers(cfg: CfgNode) -> Words:
+    """The backends that PyTorch knows; looking them up takes seconds, and is done if it matters."""
+    known = torch.compiler.list_backends(exclude_tags=()) if cfg.MODEL.COMPILE else ()
+    return ("", *known)
+
+
+CHOICES: dict[str, Words | Callable[[CfgNode], Words]] = {
+    "MODEL.META_ARCHITECTURE": _meta_architectures,
+    "MODEL.BACKBONE.NAME": _backbones,
+    "MODEL.COMPILE": _compilers,
+    "MODEL.DETR.VARIANT": _variants,
+    "MODEL.DETR.TWO_STAGE": _first_stages,
+    "MODEL.DETR.PROJECTION_NORM": ("", "GN"),
+    "SOLVER.OPTIMIZER": ("ADAMW",),
+    "SOLVER.LR_SCHEDULER_NAME": (
+        "WarmupMultiStepLR",
+        "WarmupCosineLR",
+        "WarmupStepWithFixedGammaLR",
+    ),
+    "SOLVER.ON_NONFINITE": ("raise", "skip"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model",),
+    "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "none"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.CROP.TYPE": ("relative_range", "relative", "absolute", "absolute_range"),
+    "DATALOADER.ON_ERROR": ("raise", "skip"),
+    "DATASETS.CUSTOM.BAD_BOXES": ("error", "drop"),
+}
+
+
+def check_choices(cfg: CfgNode) -> None:
+    """Checks every key of the table, before data, model or weights are touched.
+
+    Raises:
+        ChoiceError: naming the key, its value and the words that it can be.
+    """
+    for key, words in CHOICES.items():
+        value = value_of(cfg, key)
+        allowed = words(cfg) if callable(words) else words
+        if value not in allowed:
+            raise ChoiceError(f"{key} is {value!r}; it can be {_listed(allowed)}")
+
+
+def value_of(cfg: CfgNode, key: str):
+    """The value of a key whose parts are joined by dots."""
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _listed(words: Words) -> str:
+    names = [word or "empty" for word in words]
+    return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)

@@ -1,0 +1,18 @@
+"""Configurations of earlier versions, which checkpoints carry, in today's keys."""
+
+RENAMED = {"CHECKPOINTING": "RECOMPUTE"}  # of MODEL.DETR
+# the switches that made DINO of dab_deformable_detr
+DINO_SWITCHES = ("QUERY_SCALE", "DECODER_NORM", "SHARED_HEADS", "LOOK_FORWARD_TWICE")
+
+
+def upgrade(content: dict) -> dict:
+    """Renames the keys of an earlier version in place, and returns the nested dictionary."""
+    detr = content["MODEL"]["DETR"]
+    for old, new in RENAMED.items():
+        if old in detr:
+            detr[new] = detr.pop(old)
+    is_contrastive = detr["DENOISING"].pop("CONTRASTIVE", False)
+    switches = {name: detr.pop(name) for name in DINO_SWITCHES if name in detr}
+    if detr["TWO_STAGE"] == "mixed" and is_contrastive and switches.get("SHARED_HEADS"):
+        detr["VARIANT"], detr["TWO_STAGE"] = "dino", ""
+    return content
