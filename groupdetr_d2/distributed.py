@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 
 def average_over_processes(count: float) -> float:
-    """The mean of a number over the processes of the training."""
+    """Averages a number over the processes of the training."""
     if not (dist.is_available() and dist.is_initialized()):
         return count
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"

@@ -16,7 +16,7 @@ from .errors import UserError
 
 @dataclass(frozen=True)
 class QueryGroups:
-    """How many queries there are and which of them belong together.
+    """The number of queries, and which of them belong together.
 
     Raises:
         UserError: fewer than one query or group, or a negative number of denoising queries.
@@ -28,7 +28,7 @@ class QueryGroups:
     # the paper's ablation (Table 7 c): all queries see one another, whatever their group
     joint_self_attention: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_queries < 1 or self.num_groups < 1 or self.num_denoising < 0:
             raise UserError(
                 f"{self} is impossible: MODEL.DETR.NUM_OBJECT_QUERIES and MODEL.DETR.NUM_GROUPS "
@@ -50,38 +50,38 @@ class QueryGroups:
         return replace(self, num_groups=1, num_denoising=0)
 
     def separate(self) -> "QueryGroups":
-        """The same groups, none of which sees another: each as it is at inference."""
+        """These groups with joint self-attention switched off."""
         return replace(self, joint_self_attention=False)
 
     def rows_of(self, bank: Tensor) -> Tensor:
-        """The rows of a bank, of these or more groups, that belong to these groups (a view)."""
+        """Returns the rows of a bank that belong to these groups, a view."""
         return bank[: self.bank_size]
 
     def parts_of(self, stacked: Tensor) -> Tensor:
-        """The parts of these groups out of those of these or more groups, (K, ...) (a view)."""
+        """Returns the parts (K, ...) of these groups, a view; `stacked` may have more."""
         return stacked[: self.num_groups]
 
     def fold(self, x: Tensor) -> Tensor:
-        """(B, K*(P+N), ...) -> (B*K, P+N, ...), a view: a group becomes a batch element.
+        """Folds (B, K*(P+N), ...) to (B*K, P+N, ...), a view: a group becomes a batch element.
 
-        With joint self-attention there is nothing to tell apart: (B, K*(P+N), ...) stays.
+        With joint self-attention all queries see one another, and (B, K*(P+N), ...) stays.
         """
         if self.joint_self_attention:
             return x
         return x.reshape(-1, self.group_size, *x.shape[2:])
 
     def unfold(self, x: Tensor) -> Tensor:
-        """(B*K, P+N, ...) -> (B, K*(P+N), ...), the inverse of :meth:`fold`."""
+        """Unfolds (B*K, P+N, ...) to (B, K*(P+N), ...), the inverse of :meth:`fold`."""
         return x.reshape(-1, self.num_groups * self.group_size, *x.shape[2:])
 
     def split_denoising(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(L, B, K*(P+N), ...) -> the denoising (L, B, K*P, ...), the matched (L, B, K*N, ...)."""
+        """Splits (L, B, K*(P+N), ...) into denoising (L, B, K*P, ...), matched (L, B, K*N, ...)."""
         x = x.unflatten(2, (self.num_groups, self.group_size))
         denoising, matched = x.split([self.num_denoising, self.num_queries], dim=3)
         return denoising.flatten(2, 3), matched.flatten(2, 3)
 
     def join_denoising(self, denoising: Tensor, matched: Tensor) -> Tensor:
-        """(B, K, P, ...) and (B, K*N, ...) -> (B, K*(P+N), ...): each group's own part first."""
+        """Joins (B, K, P, ...) and (B, K*N, ...) to (B, K*(P+N), ...), group by group."""
         return torch.cat([denoising, self.per_group(matched, 1)], dim=2).flatten(1, 2)
 
     def per_group(self, x: Tensor, dim: int) -> Tensor:
@@ -89,15 +89,15 @@ class QueryGroups:
         return x.unflatten(dim, (self.num_groups, self.num_queries))
 
     def offsets(self) -> list[int]:
-        """The index of each group's first query, K numbers."""
-        return [k * self.num_queries for k in range(self.num_groups)]
+        """Lists the index of each group's first query, K numbers."""
+        return [k * self.num_queries for k in self.numbers()]
 
     def numbers(self) -> range:
         """The numbers of the groups, 0 .. K-1."""
         return range(self.num_groups)
 
     def normalizer(self, num_targets: float) -> float:
-        """The divisor that turns summed losses into a mean over groups (the paper's Eq. 7).
+        """Returns the divisor that turns summed losses into a mean over groups (Eq. 7).
 
         `num_targets` is the batch's number of targets, averaged over processes. The authors' code
         applies the lower bound after the product with K, so that a batch without any target weighs
@@ -106,14 +106,14 @@ class QueryGroups:
         return self.num_groups * max(num_targets, 1.0)
 
     def attention_mask(self, device: torch.device | None = None) -> Tensor:
-        """(Q, Q) bool, True where a query may not attend: the mask that folding is equal to."""
+        """Makes the mask that folding equals, (Q, Q) bool, True where a query may not attend."""
         group = torch.arange(self.num_groups * self.group_size, device=device) // self.group_size
         group = torch.zeros_like(group) if self.joint_self_attention else group
         return group[:, None] != group[None, :]
 
 
 def resize_query_bank(bank: Tensor, old: QueryGroups, new: QueryGroups) -> Tensor:
-    """A (K*N, C) bank of `old` groups for a model of `new` ones: truncate or repeat, per group."""
+    """Resizes a bank (K*N, C) from `old` to `new` groups: truncates or repeats, per group."""
     bank = old.per_group(bank, 0)  # (K, N, C)
     groups = torch.arange(new.num_groups) % old.num_groups
     queries = torch.arange(new.num_queries) % old.num_queries
@@ -121,5 +121,5 @@ def resize_query_bank(bank: Tensor, old: QueryGroups, new: QueryGroups) -> Tenso
 
 
 def move_group_to_front(bank: Tensor, group: int, groups: QueryGroups) -> Tensor:
-    """The bank with `group` as the primary group, to evaluate it in place of group 0."""
+    """Returns the bank with `group` as the primary group, to evaluate it in place of group 0."""
     return groups.per_group(bank, 0).roll(-group, dims=0).flatten(0, 1)

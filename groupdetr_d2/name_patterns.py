@@ -7,7 +7,7 @@ from .errors import UserError
 
 
 def matching_names(names: Iterable[str], pattern: str, key: str) -> list[str]:
-    """The names that a pattern of the configuration key `key` matches.
+    """Finds the names that a pattern of the configuration key `key` matches.
 
     Raises:
         UserError: there is none; what the names begin with is given.

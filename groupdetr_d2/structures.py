@@ -19,10 +19,12 @@ from torch import Tensor
 from .groups import QueryGroups
 
 Value = TypeVar("Value", bound="Targets | Predictions")
+AnyTargets = TypeVar("AnyTargets", bound="Targets")
+AnyPredictions = TypeVar("AnyPredictions", bound="Predictions")
 
 
 def sizes_of(shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
-    """(levels, 2): the width and height of each level, of the type and device of `like`.
+    """Makes a tensor (levels, 2) of each level's width and height, typed and placed as `like`.
 
     In an export they stay functions of the image's size.
     """
@@ -33,14 +35,14 @@ def sizes_of(shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _sizes(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Kept, since a copy to a GPU waits for it."""
+    """Caches the tensor, since a copy to a GPU waits for the device."""
     with torch.inference_mode(False):
         return torch.tensor([(w, h) for h, w in shapes], dtype=dtype, device=device)
 
 
 @dataclass
 class Memory:
-    """What decoders attend to: the encoder's output, all feature levels flattened into S."""
+    """The memory that decoders attend to: encoder output, all feature levels flattened into S."""
 
     features: Tensor  # (B, S, C)
     pos: Tensor  # (B, S, C)
@@ -48,7 +50,7 @@ class Memory:
     spatial_shapes: tuple[tuple[int, int], ...] = ()  # (height, width) per level
 
     def level(self, index: int) -> "Memory":
-        """One level of a memory of several."""
+        """Returns one level of a memory of several."""
         sizes = [h * w for h, w in self.spatial_shapes]
         part = slice(sum(sizes[:index]), sum(sizes[: index + 1]))
         return Memory(
@@ -59,7 +61,7 @@ class Memory:
         )
 
     def valid_extents(self) -> Tensor:
-        """(B, levels, 2): width and height of each level's unpadded part, in cells."""
+        """Computes width and height of each level's unpadded part in cells, (B, levels, 2)."""
         if self.padding_mask is None:
             return sizes_of(self.spatial_shapes, self.pos).expand(self.pos.shape[0], -1, -1)
         extents = []
@@ -71,7 +73,7 @@ class Memory:
 
     @cached_property
     def valid_ratios(self) -> Tensor:
-        """(B, levels, 2): width and height of the unpadded part of each level, relative to all."""
+        """Width and height of each level's unpadded part, relative to the level, (B, levels, 2)."""
         return self.valid_extents() / sizes_of(self.spatial_shapes, self.pos)
 
 
@@ -111,7 +113,7 @@ class Targets:
     labels: Tensor  # (T,) in 0 .. H-1
     counts: list[int] = field(kw_only=True)  # targets of each image; they add up to T
 
-    def of_images(self: Value) -> list[Value]:
+    def of_images(self: AnyTargets) -> list[AnyTargets]:
         """The targets of each image by themselves."""
         ends = accumulate(self.counts)
         return [
@@ -119,7 +121,7 @@ class Targets:
             for end, count in zip(ends, self.counts, strict=True)
         ]
 
-    def repeated(self: Value, times: int) -> Value:
+    def repeated(self: AnyTargets, times: int) -> AnyTargets:
         """The targets with those of each image `times` times, one set after another."""
         if times == 1:
             return self
@@ -153,11 +155,11 @@ class Predictions:
     # if the model has two stages
     proposals: "Proposals | None" = field(default=None, kw_only=True)
 
-    def of_image(self: Value, index: int) -> Value:
+    def of_image(self: AnyPredictions, index: int) -> AnyPredictions:
         """The predictions on one image, tensors of (L, Q, ...)."""
         return map_tensors(self, lambda x: x[:, index])
 
-    def of_group(self: Value, index: int, groups: QueryGroups) -> Value:
+    def of_group(self: AnyPredictions, index: int, groups: QueryGroups) -> AnyPredictions:
         """The predictions of one group's queries, tensors of (L, B, N, ...)."""
         return map_tensors(self, lambda x: groups.per_group(x, 2)[:, :, index])
 

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def write_csv(path: Path, rows: Sequence[dict]) -> None:
-    """A line a row, under the names of the first row; numbers with four digits after the point."""
+    """Writes one line per row, under the keys of the first row; numbers have four decimals."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -162,6 +162,27 @@ def test_the_mode_chooses_groups_once():
                 assert allowed, (path, line)
 
 
+NO_SENTENCE = re.compile(r"^(Of|As|Where|What|How|Those|Beside|Also|For|From|\(|Args:|Raises:)")
+
+
+def test_docstrings_are_sentences():
+    """Each has a subject or a verb: neither "Of the model." nor "As they are." says anything."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
+                first = (ast.get_docstring(node) or "one two three").splitlines()[0]
+                assert not NO_SENTENCE.match(first) and len(first.split()) > 2, (path, first)
+
+
+def test_one_word_a_thing():
+    """The glossary of docs/design.md."""
+    others = re.compile(r"\b(barred|homeless|checkpointing=|looks: Looks|tgt|refpoint_embed)\b")
+    for path in FILES:
+        if path.parent.name != "checkpoint":  # converters name what others call things
+            hits = [line for line in path.read_text().splitlines() if others.search(line)]
+            assert not hits, (path, hits)
+
+
 def test_files_and_functions_stay_readable():
     for path in FILES:
         text = path.read_text()

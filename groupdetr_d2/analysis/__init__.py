@@ -1,1 +1,1 @@
-"""Readers of checkpoints, metrics and models, a file a figure or table."""
+"""Readers of checkpoints, metrics and models, one file per figure or table."""

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,8 +27,8 @@ SHOWN_POINTS = 64  # heaviest sampling points of a query
 
 
 @dataclass
-class Looks:
-    """Where the queries of one image look, in one decoder layer."""
+class Attended:
+    """The places that the queries of one image attend to in one decoder layer."""
 
     points: Tensor  # (Q, P, 2) x and y in [0, 1]
     weights: Tensor  # (Q, P), mean over heads of what they add up to
@@ -35,30 +36,30 @@ class Looks:
 
 
 def run(args: argparse.Namespace) -> str:
-    """A tile a query: its box, and where it looks."""
+    """Draws one tile per query: its box, and what it attends to."""
     predictor = Predictor(args.weights, threshold=0.0, opts=args.opts)
     image, inputs = predictor.prepare(args.image)
     model = predictor.model
     with torch.no_grad(), recorded_inputs(model.head.decoder.layers[args.layer].cross_attn) as seen:
-        predictions = model.predict([inputs], model.groups.primary())
-        looks = where(seen["module"], *seen["inputs"])
+        predictions: Any = model.predict([inputs], model.groups.primary())
+        attended = attended_by(seen["module"], *seen["inputs"])
     scores, classes = predictions.logits[-1, 0].sigmoid().max(-1)
     best = scores.argsort(descending=True)[: args.queries]
     tiles, rows = [], []
     for query in best.tolist():
         box = predictions.boxes[-1, 0, query].cpu()
         name = predictor.names[classes[query]]
-        tiles.append(draw(image, looks, query, box.numpy(), f"{name} {scores[query]:.2f}"))
-        center = (looks.weights[query, :, None] * looks.points[query]).sum(0)
-        spread = (looks.points[query] - center).norm(dim=-1) @ looks.weights[query]
+        tiles.append(draw(image, attended, query, box.numpy(), f"{name} {scores[query]:.2f}"))
+        center = (attended.weights[query, :, None] * attended.points[query]).sum(0)
+        spread = (attended.points[query] - center).norm(dim=-1) @ attended.weights[query]
         rows.append(
             {
                 "query": query,
                 "class": name,
                 "score": scores[query].item(),
                 **dict(zip(("cx", "cy", "w", "h"), box.tolist(), strict=True)),
-                "looks at x": center[0].item(),
-                "looks at y": center[1].item(),
+                "attends to x": center[0].item(),
+                "attends to y": center[1].item(),
                 "spread": spread.item(),
             }
         )
@@ -67,14 +68,14 @@ def run(args: argparse.Namespace) -> str:
     write_csv(out / "attention.csv", rows)
     mean = np.mean([row["spread"] for row in rows])
     return (
-        f"{args.image}: the {len(rows)} best queries look {mean:.3f} of the image's size around "
+        f"{args.image}: the {len(rows)} best queries attend {mean:.3f} of the image's size around "
         "the middle of their attention on average"
     )
 
 
 @contextlib.contextmanager
 def recorded_inputs(module: nn.Module) -> Iterator[dict]:
-    """The module, and what it is called with while the context lasts."""
+    """Yields a dictionary with the module and, once it was called, its "inputs"."""
     seen = {"module": module}
     handle = module.register_forward_pre_hook(lambda _, inputs: seen.update(inputs=inputs))
     try:
@@ -84,8 +85,10 @@ def recorded_inputs(module: nn.Module) -> Iterator[dict]:
 
 
 @functools.singledispatch
-def where(module: nn.Module, content: Tensor, position, reference: Tensor, memory: Memory) -> Looks:
-    """Where the queries of a batch of one image look.
+def attended_by(
+    module: nn.Module, content: Tensor, position, reference: Tensor, memory: Memory
+) -> Attended:
+    """Computes what the queries of a batch of one image attend to.
 
     Raises:
         NotImplementedError: the kind of cross-attention is not known here.
@@ -93,51 +96,53 @@ def where(module: nn.Module, content: Tensor, position, reference: Tensor, memor
     raise NotImplementedError(f"{type(module).__name__} cannot be drawn")
 
 
-@where.register
-def _(module: ConditionalCrossAttention, content, position, reference, memory) -> Looks:
+@attended_by.register
+def _(module: ConditionalCrossAttention, content, position, reference, memory) -> Attended:
     q, k = module.queries_and_keys(content, position, memory)
     return _dense(attention_maps(q, k, module.num_heads), memory)
 
 
-@where.register
-def _(module: SemanticAlignedCrossAttention, content, position, reference, memory) -> Looks:
+@attended_by.register
+def _(module: SemanticAlignedCrossAttention, content, position, reference, memory) -> Attended:
     memory = memory.level(module.level)
     q, k = module.queries_and_keys(content, reference, memory)
     return _dense(attention_maps(q, k, module.num_heads), memory)
 
 
-def _dense(maps: Tensor, memory: Memory) -> Looks:
-    """(1, heads, Q, S) -> the mean over heads, at the cells' centres."""
+def _dense(maps: Tensor, memory: Memory) -> Attended:
+    """Averages maps (1, heads, Q, S) over heads, at the centres of the cells."""
     ((height, width),) = memory.spatial_shapes
     y, x = torch.meshgrid(
         (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij"
     )
     weights = maps[0].mean(0).cpu()  # (Q, S)
     points = torch.stack([x, y], -1).flatten(0, 1).expand(len(weights), -1, -1)
-    return Looks(points, weights, (height, width))
+    return Attended(points, weights, (height, width))
 
 
-@where.register
-def _(module: DeformableCrossAttention, content, position, reference, memory) -> Looks:
+@attended_by.register
+def _(module: DeformableCrossAttention, content, position, reference, memory) -> Attended:
     locations, weights = module.sampling_points(content, position, reference, memory)
     points = locations[0].flatten(1, 3).cpu()  # (Q, heads*levels*points, 2)
-    return Looks(points, weights[0].flatten(1).cpu() / weights.shape[2], None)
+    return Attended(points, weights[0].flatten(1).cpu() / weights.shape[2], None)
 
 
-def draw(image: np.ndarray, looks: Looks, query: int, box: np.ndarray, title: str) -> np.ndarray:
-    """A square tile with a map laid over the image, or with points of the size of their weight."""
+def draw(
+    image: np.ndarray, attended: Attended, query: int, box: np.ndarray, title: str
+) -> np.ndarray:
+    """Draws a square tile: a map laid over the image, or points of the size of their weight."""
     scale = TILE / max(image.shape[:2])
     picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     height, width = picture.shape[:2]
-    weights = looks.weights[query].float().numpy()
-    if looks.shape:
-        heat = cv2.resize(weights.reshape(looks.shape), (width, height))
+    weights = attended.weights[query].float().numpy()
+    if attended.shape:
+        heat = cv2.resize(weights.reshape(attended.shape), (width, height))
         heat = (255 * np.clip(heat / max(heat.max(), 1e-9), 0, 1)).astype(np.uint8)
         picture = cv2.addWeighted(picture, 0.45, cv2.applyColorMap(heat, cv2.COLORMAP_JET), 0.55, 0)
     else:
         picture = (0.6 * picture).astype(np.uint8)
         for i in np.argsort(weights)[-SHOWN_POINTS:]:
-            x, y = (looks.points[query, i].numpy() * (width, height)).round().astype(int)
+            x, y = (attended.points[query, i].numpy() * (width, height)).round().astype(int)
             radius = 2 + int(round(6 * weights[i] / weights.max()))
             cv2.circle(picture, (int(x), int(y)), radius, class_colour(0), -1, cv2.LINE_AA)
     x0, y0 = ((box[:2] - box[2:] / 2) * (width, height)).round().astype(int)

@@ -19,7 +19,7 @@ def benchmark(args: argparse.Namespace) -> int:
 
 
 def measure(args: argparse.Namespace, num_groups: int) -> dict:
-    """The numbers of one K in this process."""
+    """Measures one K in this process."""
     cfg = build_config(args.config_file, args.opts)
     cfg.MODEL.DETR.NUM_GROUPS = num_groups
     size = tuple(args.image_size)
@@ -38,7 +38,7 @@ def measure(args: argparse.Namespace, num_groups: int) -> dict:
 
 
 def format_table(results: list[dict]) -> str:
-    """One row a K; ratios are to the first."""
+    """Formats one row per K; ratios are to the first."""
     first, rows = results[0], []
     for r in results:
         row = {

@@ -1,4 +1,4 @@
-"""Compares trainings, also running ones: curves, best AP, and the keys that differ."""
+"""Comparison of trainings, also running ones: curves, best result, and the keys that differ."""
 
 import sys
 from pathlib import Path
@@ -45,13 +45,13 @@ def common_task(folders: list[Path]) -> Task:
 
 
 def labels(folders: list[Path]) -> list[str]:
-    """Names of folders, with as much of their paths as tells them apart."""
+    """Names folders, with as much of their paths as tells them apart."""
     names = [folder.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def read_run(folder: Path) -> list[dict]:
-    """The records of metrics.json.
+    """Reads the records of metrics.json.
 
     Raises:
         UserError: there are none.
@@ -99,7 +99,7 @@ def draw(runs: dict[str, list[dict]], metric: str, path: Path) -> None:
 
 
 def differences(folders: dict[str, Path]) -> str:
-    """The keys of config.yaml that are not the same in all runs, as a table."""
+    """Lists the keys of config.yaml that are not the same in all runs, as a table."""
     configs = {
         name: flatten(yaml.safe_load((folder / "config.yaml").read_text()))
         for name, folder in folders.items()
@@ -117,7 +117,7 @@ def differences(folders: dict[str, Path]) -> str:
 
 
 def flatten(node: dict, prefix: str = "") -> dict:
-    """Nested keys joined with dots."""
+    """Joins nested keys with dots."""
     flat: dict = {}
     for key, value in node.items():
         if isinstance(value, dict):

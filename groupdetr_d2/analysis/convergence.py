@@ -11,7 +11,7 @@ from .runs import Run, RunsError, by_label, mean_and_spread, mean_curve, read_ru
 
 
 def run(args: argparse.Namespace) -> str:
-    """One line a label, with a band of one standard deviation over seeds."""
+    """Draws one line per label, with a band of one standard deviation over seeds."""
     runs = []
     for text in args.runs:
         label, path = split_label(text)
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def curve_rows(label: str, runs: list[Run]) -> list[dict]:
-    """Mean and deviation at the iterations that all seeds have."""
+    """Computes mean and deviation at the iterations that all seeds have."""
     times = [run.seconds for run in runs if run.seconds]
     seconds = float(np.mean(times)) if times else float("nan")
     return [
@@ -54,15 +54,14 @@ def curve_rows(label: str, runs: list[Run]) -> list[dict]:
 
 
 def is_baseline(runs: list[Run]) -> bool:
-    """Whether they were trained without further groups."""
-    groups = QueryGroups(1, runs[0].num_groups)
-    return groups == groups.primary()
+    """Whether runs were trained with a single group."""
+    return list(QueryGroups(1, runs[0].num_groups).numbers()) == [0]
 
 
 def draw(
     together: dict[str, list[Run]], rows: list[dict], unit: str, pairs: bool, path: Path
 ) -> None:
-    """The curves over `unit`, a column of the rows."""
+    """Draws the curves over `unit`, a column of the rows."""
     figure, axes = new_figure("convergence", unit, "AP")
     for i, (label, runs) in enumerate(together.items()):
         own = [row for row in rows if row["label"] == label]

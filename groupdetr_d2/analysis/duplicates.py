@@ -21,7 +21,7 @@ SAME_OBJECT = 0.5  # IoU above which a box of the right class is one of an objec
 
 
 def run(args: argparse.Namespace) -> str:
-    """A row a checkpoint: AP with and without NMS, boxes per object."""
+    """Writes one row per checkpoint: AP with and without NMS, boxes per object."""
     rows = []
     for label, path in map(split_label, args.weights):
         rows.append({"model": label, **measure(load(path, args.opts), args)})
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> str:
 
 @torch.no_grad()
 def measure(trained: TrainedModel, args: argparse.Namespace) -> dict:
-    """Of the primary group."""
+    """Measures the detections of the primary group."""
     model, counts, images, found, suppressed = trained.model, [], [], [], []
     groups = model.groups.primary()
     for image in trained.annotated_images(args.num_images):
@@ -62,7 +62,7 @@ def measure(trained: TrainedModel, args: argparse.Namespace) -> dict:
 
 
 def boxes_per_object(found: Instances, image: dict) -> list[int]:
-    """Per object of an image, how many boxes of its class overlap it; a box counts once."""
+    """Counts for each object of an image the boxes of its class on it; a box counts once."""
     truth = image["instances"]
     height, width = truth.image_size
     boxes = truth.gt_boxes.clone()

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> str:
 
 @torch.no_grad()
 def evaluate_groups(trained: TrainedModel, num_images: int | None) -> dict:
-    """COCO's metrics by group number, and by the name of a fusion of all groups."""
+    """Computes the metrics by group number, and by the name of a fusion of all groups."""
     model, groups = trained.model, trained.model.groups.separate()
     images, found = [], defaultdict(list)
     for image in trained.annotated_images(num_images):
@@ -68,7 +68,7 @@ def evaluate_detections(
 
 
 def draw(rows: list[dict], median: float, path: Path) -> None:
-    """A bar a group, and the median as a line."""
+    """Draws one bar per group, and the median as a line."""
     figure, axes = new_figure("AP of each query group", "group", "AP")
     names = [str(row["group"]) for row in rows]
     colours = ["C0" if name.isdigit() else "C1" for name in names]

@@ -17,7 +17,7 @@ IMPLEMENTATIONS = {"attention maps": attention.with_maps, "fused": attention.fus
 
 
 def run(args: argparse.Namespace) -> str:
-    """Every case is measured in a process of its own, so that peaks do not mix."""
+    """Measures every case in a process of its own, so that peaks do not mix."""
     rows = []
     for label, config in map(split_label, args.config_file):
         for name in IMPLEMENTATIONS:
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def measure_apart(function, *case) -> dict:
-    """`function(*case)`; NaN where it fails, so that the other cases are not lost."""
+    """Calls `function(*case)`; returns NaN where it fails, so that the other cases are kept."""
     try:
         return run_apart(function, *case)
     except Exception as error:  # running out of memory has many names
@@ -42,7 +42,7 @@ def measure_apart(function, *case) -> dict:
 
 
 def measure(args: argparse.Namespace, config: str, name: str, num_groups: int) -> dict:
-    """The highest memory of a few steps with one of IMPLEMENTATIONS."""
+    """Measures the highest memory of a few steps with one of IMPLEMENTATIONS."""
     attention.implementation = IMPLEMENTATIONS[name]
     cfg = build_config(config, args.opts)
     cfg.MODEL.DETR.NUM_GROUPS = num_groups
@@ -52,7 +52,7 @@ def measure(args: argparse.Namespace, config: str, name: str, num_groups: int) -
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """A bar a case, models side by side."""
+    """Draws one bar per case, models side by side."""
     figure, axes = new_figure("peak memory of a training step", "", "MiB")
     models = list(dict.fromkeys(r["model"] for r in rows))
     cases = list(dict.fromkeys((r["attention"], r["K"]) for r in rows))

@@ -1,4 +1,4 @@
-"""What every analysis leaves: a picture, a table as CSV, a line of text."""
+"""The output of every analysis: a picture, a table as CSV, a line of text."""
 
 import argparse
 import logging
@@ -17,13 +17,13 @@ COLOURS = matplotlib.color_sequences["tab10"]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """As PNG."""
+    """Saves a figure as PNG."""
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
 
 def new_figure(title: str, xlabel: str, ylabel: str, size: tuple[float, float] = (6.4, 4)):
-    """A figure with one pair of axes and a grid."""
+    """Makes a figure with one pair of axes and a grid."""
     figure = Figure(figsize=size)  # without pyplot no backend is asked for, and none is left open
     axes = figure.subplots()
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)

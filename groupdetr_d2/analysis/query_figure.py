@@ -1,8 +1,9 @@
-"""Where the queries of the K groups are that answer for the same object (the paper's Figure 3)."""
+"""The queries of the K groups that are matched with the same object (the paper's Figure 3)."""
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,13 +29,13 @@ class Answers:
 
 
 def run(args: argparse.Namespace) -> str:
-    """A picture an image, and the distances between groups."""
+    """Draws one picture per image, and measures the distances between groups."""
     trained, out = load(args.weights, args.opts), Path(args.out)
     check_one_to_one(trained)
     rows, near, far = [], [], []
     for image in trained.annotated_images(args.num_images):
         if not 0 < len(image["instances"]) <= trained.model.groups.num_queries:
-            continue  # no object, or more than a group can answer for
+            continue  # no object, or more than a group has queries
         answers = matched_queries(trained, image)
         picture = draw(image, answers)
         cv2.imwrite(str(out / f"queries_{image['image_id']}.png"), picture)
@@ -56,7 +57,7 @@ def matched_queries(trained: TrainedModel, image: dict) -> Answers:
     """Matches the last layer of every group with the image's objects."""
     model, groups = trained.model, trained.model.groups.separate()
     memory = model.encode([image])
-    predictions = model.head.decode(memory, groups)
+    predictions: Any = model.head.decode(memory, groups)
     targets = model.build_targets([image])
     matches = model.criterion.match(predictions, targets, groups)
     order = matches.target[-1].argsort(stable=True)  # object by object, group by group
@@ -67,7 +68,7 @@ def matched_queries(trained: TrainedModel, image: dict) -> Answers:
 
 
 def spread_of(points: Tensor) -> float:
-    """(K, M, 2): mean distance of points of different groups; of one object, if M are objects.
+    """Averages the distance between points (K, M, 2) of different groups.
 
     For objects, group k's point of an object is compared with the other groups' of the same one;
     for all queries, index by index, whose order means nothing, so that these are random pairs.
@@ -79,7 +80,7 @@ def spread_of(points: Tensor) -> float:
 
 
 def rows_of(image: dict, answers: Answers) -> list[dict]:
-    """A row an object and group."""
+    """Lists one row per object and group."""
     rows = []
     for group, (points, boxes) in enumerate(zip(answers.references, answers.boxes, strict=True)):
         for index, (point, box) in enumerate(zip(points.tolist(), boxes.tolist(), strict=True)):
@@ -89,7 +90,7 @@ def rows_of(image: dict, answers: Answers) -> list[dict]:
 
 
 def draw(image: dict, answers: Answers) -> np.ndarray:
-    """Truth in white; boxes and reference points of a group in its colour."""
+    """Draws the truth in white, boxes and reference points of a group in its colour."""
     picture = read_bgr(image["file_name"])
     scale = SIDE / max(picture.shape[:2])
     picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)

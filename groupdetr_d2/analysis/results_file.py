@@ -1,4 +1,4 @@
-"""The file that sweeps add to, and what a record says of where it was made."""
+"""The file that sweeps add to, and the description of the machine in its records."""
 
 import json
 import os
@@ -18,7 +18,7 @@ FIELDS = ("label", "config", "opts", "seed", "AP")
 
 
 def version_of(name: str) -> str:
-    """Of an installed package, whatever its distribution is called."""
+    """Finds the version of an installed package, whatever its distribution is called."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -26,21 +26,21 @@ def version_of(name: str) -> str:
 
 
 def describe_machine() -> str:
-    """The GPU, or the number of cores and their kind."""
+    """Names the GPU, or the number of cores and their kind."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{os.cpu_count()} cores, {_processor()}"
 
 
 def _processor() -> str:
-    """Its name, where the system tells it; else the architecture."""
+    """Names the processor where the system tells it, else the architecture."""
     known = PROCESSORS.read_text() if PROCESSORS.is_file() else ""
     names = re.findall(r"model name\s*:\s*(.+)", known)
     return names[0].strip() if names else platform.machine()
 
 
 def load_results(path: Path) -> dict:
-    """The content of a results file; an empty one if there is none."""
+    """Reads a results file; returns an empty one if there is none."""
     if not path.is_file():
         return {"runs": []}
     try:
@@ -57,7 +57,7 @@ def load_results(path: Path) -> dict:
 
 
 def save_results(path: Path, results: dict) -> None:
-    """A line a run; an interrupted write leaves the file as it was."""
+    """Writes one line per run; an interrupted write leaves the file as it was."""
     lines = ",\n  ".join(json.dumps(record) for record in results["runs"])
     rest = {key: value for key, value in results.items() if key != "runs"}
     head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in rest.items())

@@ -26,7 +26,7 @@ class RunsError(UserError):
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """A training: its label, its seed and its results."""
 
     label: str
     seed: int
@@ -38,12 +38,12 @@ class Run:
 
     @property
     def final_ap(self) -> float:
-        """Of the last evaluation."""
+        """The AP of the last evaluation."""
         return self.ap[max(self.ap)]
 
 
 def read_runs(path: str | Path, label: str = "") -> list[Run]:
-    """The runs of a results file; or the one of a training's folder, called `label`.
+    """Reads the runs of a results file, or the one of a training's folder, called `label`.
 
     Raises:
         RunsError: naming the path and what is missing.
@@ -66,7 +66,7 @@ def read_runs(path: str | Path, label: str = "") -> list[Run]:
 
 
 def run_of(record: dict) -> Run:
-    """A run from its record in a results file."""
+    """Makes a run of its record in a results file."""
     return Run(
         label=record["label"],
         seed=record["seed"],
@@ -111,7 +111,7 @@ def task_of_run(folder: Path) -> Task:
 
 
 def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in their seed alone, together; labels in their order."""
+    """Groups runs that differ in their seed alone; labels keep their order."""
     together: dict[str, list[Run]] = {}
     for run in runs:
         together.setdefault(run.label, []).append(run)
@@ -119,7 +119,7 @@ def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def mean_curve(runs: list[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Iterations that all runs have in common, mean and standard deviation of AP there.
+    """Returns the iterations that all runs have, and mean and deviation of the AP there.
 
     The deviation is that of a sample (n - 1); NaN for a single run.
     """
@@ -130,14 +130,14 @@ def mean_curve(runs: list[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def mean_and_spread(values: list[float]) -> str:
-    """``12.3 ± 0.4`` with the deviation of a sample; the mean alone of a single value."""
+    """Formats values as ``12.3 ± 0.4`` with the deviation of a sample; one value has none."""
     if len(values) < 2:
         return f"{np.mean(values):.1f}"
     return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
 
 
 def split_label(text: str) -> tuple[str, str]:
-    """``LABEL=PATH`` -> both; a path alone is called by its last two parts.
+    """Splits ``LABEL=PATH``; a path alone is called by its last two parts.
 
     Labels and paths may hold signs of equality themselves: what is behind the label has to exist.
     """

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def instability(folder: str, num_images: int | None, opts: list[str]) -> dict[int, float]:
-    """The score at each numbered checkpoint but the first."""
+    """Computes the score at each numbered checkpoint but the first."""
     scores, before, trained = {}, None, None
     for iteration, path in checkpoints_of(folder).items():
         if trained is None:
@@ -60,7 +60,7 @@ def instability(folder: str, num_images: int | None, opts: list[str]) -> dict[in
 
 @torch.no_grad()
 def assigned_targets(trained: TrainedModel, num_images: int | None) -> list[Tensor]:
-    """Per image, (N,): the target of each of the primary group's queries, or NOTHING."""
+    """Finds for each image the targets (N,) of the primary group's queries, or NOTHING."""
     model, groups = trained.model, trained.model.groups.primary()
     assigned = []
     for image in trained.annotated_images(num_images):
@@ -73,6 +73,6 @@ def assigned_targets(trained: TrainedModel, num_images: int | None) -> list[Tens
 
 
 def changed_queries(before: list[Tensor], after: list[Tensor]) -> float:
-    """The mean over images of the number of queries with another target."""
+    """Averages over images the number of queries with another target."""
     changes = [(old != new).sum().item() for old, new in zip(before, after, strict=True)]
     return sum(changes) / len(changes)

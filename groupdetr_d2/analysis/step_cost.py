@@ -1,4 +1,4 @@
-"""What a training step costs: time and its shares, peak memory, FLOPs (the paper's Table 2)."""
+"""The cost of a training step: time and its shares, peak memory, FLOPs (the paper's Table 2)."""
 
 import contextlib
 import multiprocessing
@@ -24,7 +24,7 @@ WARM_UP_STEPS = 2
 
 
 def run_apart(function: Callable, *args, limit: float | None = None):
-    """What `function` returns in a process of its own, so that peaks of memory do not mix.
+    """Calls `function` in a process of its own, so that peaks of memory do not mix.
 
     Args:
         limit: seconds after which it is killed.
@@ -48,7 +48,7 @@ def run_apart(function: Callable, *args, limit: float | None = None):
 
 
 def make_batch(size: tuple[int, int], batch_size: int, num_objects: int, num_classes: int):
-    """Random images and boxes in Detectron2's format, the same for every call."""
+    """Makes random images and boxes in Detectron2's format, the same for every call."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     batch = []
@@ -65,7 +65,7 @@ def make_batch(size: tuple[int, int], batch_size: int, num_objects: int, num_cla
 
 
 def count_flops(cfg, size: tuple[int, int], batch_size: int, *, backward: bool) -> int:
-    """FLOPs of the model (2 a multiply-add), forward and, in training, backward; nothing is run."""
+    """Counts FLOPs (2 per multiply-add), forward and, in training, backward; nothing is run."""
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "meta"
     cfg.MODEL.DETR.DROPOUT = 0.0
@@ -119,7 +119,7 @@ class PhaseTimer:
 def measure_step(
     cfg, size: tuple[int, int], batch_size: int, *, num_objects: int, steps: int, training: bool
 ) -> dict:
-    """Median, fastest and slowest seconds of a step, the shares of its parts, peak memory."""
+    """Measures the seconds of a step, the shares of its parts, and peak memory."""
     settle_device(cfg)
     cuda = cfg.MODEL.DEVICE.startswith("cuda")
     if not cuda:
@@ -160,7 +160,7 @@ def measure_step(
 def run_step(
     model, optimizer, batch: list[dict], timer: PhaseTimer, amp_dtype: torch.dtype | None
 ) -> None:
-    """One training step, or one inference, in float32 always, if the model is in evaluation."""
+    """Runs a training step, or of a model in evaluation an inference in float32."""
     if not model.training:
         with torch.no_grad(), timer.phase("all"):
             model(batch)

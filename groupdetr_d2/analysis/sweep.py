@@ -1,4 +1,4 @@
-"""Runs a list of trainings, and shows what AP they end with (the paper's Figures 9 and 10).
+"""Runs a list of trainings, and draws their final AP (the paper's Figures 9 and 10).
 
     analyze sweep --config-file F --key MODEL.DETR.NUM_GROUPS --values 1 3 5 11 --seeds 0 1 2 \\
         --results results.json --out folder [KEY VALUE ...]
@@ -48,12 +48,12 @@ class Job:
 
     @staticmethod
     def of(record: dict) -> "Job":
-        """The job that a record of the results file is of."""
+        """Makes the job of a record of the results file."""
         return Job(record["label"], record["config"], tuple(record["opts"]), record["seed"])
 
     @property
     def identity(self) -> tuple:
-        """The same for the same training on another machine, with its files elsewhere."""
+        """A value that is the same for this training on another machine, with files elsewhere."""
         pairs = zip(self.opts[::2], self.opts[1::2], strict=True)
         opts = [
             (key, Path(value).name if key == "MODEL.WEIGHTS" else value)
@@ -63,7 +63,7 @@ class Job:
         return self.label, self.config.rpartition("configs/")[2], tuple(opts), self.seed
 
     def folder(self, out: Path) -> Path:
-        """Of its own: another configuration under the same label does not resume it."""
+        """The job's own folder; another configuration under the same label has another one."""
         opts = [word for pair in self.identity[2] for word in pair]
         content = build_config(self.config, opts).dump()
         digest = hashlib.sha256(content.encode()).hexdigest()[:8]
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def list_jobs(args: argparse.Namespace) -> list[Job]:
-    """Every run with every seed, seed by seed, so that an early end leaves whole comparisons.
+    """Lists every run with every seed, seed by seed: an early end leaves whole comparisons.
 
     Raises:
         UserError: a run is malformed, or there is none.
@@ -131,7 +131,7 @@ def list_jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def train(job: Job, args: argparse.Namespace, end: float | None) -> dict | None:
-    """Runs or resumes a training in its own folder; its record, or None if it did not finish."""
+    """Runs or resumes a training in its folder; returns its record, None if it did not finish."""
     if end is not None and time.monotonic() > end:
         return None
     folder = job.folder(Path(args.out))
@@ -164,7 +164,7 @@ def train(job: Job, args: argparse.Namespace, end: float | None) -> dict | None:
 
 
 def make_record(job: Job, run: Run, threads: int) -> dict:
-    """What the results file keeps of a run."""
+    """Makes the record of a run for the results file."""
     cfg = build_config(job.config, list(job.opts))
     return {
         **asdict(job),
@@ -215,7 +215,7 @@ def report(runs: list[Run], key: str, out: Path) -> str:
 
 
 def _places(labels: list[str], key: str) -> list[float]:
-    """Where a label stands on the x axis: at its number, if the labels are values of a key."""
+    """Positions of the labels on the x axis: their numbers, if they are values of a key."""
     numbers = [label.split()[-1] for label in labels]
     if key and all(re.fullmatch(r"-?[\d.]+", number) for number in numbers):
         return [float(number) for number in numbers]

@@ -1,4 +1,4 @@
-"""What analyses of checkpoints start from: the model with all its groups, and annotated images."""
+"""The start of analyses of checkpoints: the model with all its groups, and annotated images."""
 
 import itertools
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from ..tasks.task import Task
 
 @dataclass
 class TrainedModel:
-    """A checkpoint, ready to be looked at."""
+    """A trained model with its configuration and its first test set."""
 
     cfg: CfgNode
     model: SetPredictor  # in evaluation mode, with the groups that it was trained with
@@ -39,11 +39,11 @@ class TrainedModel:
 
     @property
     def class_names(self) -> list[str]:
-        """Of the data set."""
+        """The names of the data set's classes."""
         return MetadataCatalog.get(self.dataset).thing_classes
 
     def annotated_images(self, number: int | None = None) -> Iterator[dict]:
-        """Images of the test set, one by one, resized as for evaluation, with "instances"."""
+        """Yields images of the test set, resized as for evaluation, with "instances"."""
         resize = build_detr_augmentation(self.cfg, is_train=False)
         order = self.cfg.INPUT.FORMAT
         fields = self.task.annotation_fields
@@ -82,7 +82,7 @@ def load(weights: str | Path, opts: list[str]) -> TrainedModel:
 
 
 def check_one_to_one(trained: TrainedModel) -> None:
-    """Raises a UserError unless queries can be followed through matchings.
+    """Checks that queries can be followed through matchings.
 
     In a two-stage model a query is a rank among proposals, which is another one on every image and
     at every checkpoint; with naive one-to-many assignment a target has many queries.
@@ -97,7 +97,7 @@ def check_one_to_one(trained: TrainedModel) -> None:
 
 
 def checkpoints_of(folder: str | Path) -> dict[int, Path]:
-    """The numbered checkpoints of a training's folder, by number of iterations done.
+    """Finds the numbered checkpoints of a folder, by number of iterations done.
 
     Raises:
         UserError: there are fewer than two.

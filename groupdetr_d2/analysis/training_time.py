@@ -12,7 +12,7 @@ COCO_TRAIN_IMAGES = 118287
 
 
 def run(args: argparse.Namespace) -> str:
-    """Every case is measured in a process of its own."""
+    """Measures every case in a process of its own."""
     rows = []
     for label, config in map(split_label, args.config_file):
         first = None
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def measure(args: argparse.Namespace, config: str, num_groups: int) -> dict:
-    """Seconds of a training step in this process."""
+    """Measures the seconds of a training step in this process."""
     cfg = build_config(config, args.opts)
     cfg.MODEL.DETR.NUM_GROUPS = num_groups
     size = tuple(args.image_size)

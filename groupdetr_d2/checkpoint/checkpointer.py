@@ -45,7 +45,7 @@ class GroupCheckpointer(DetectionCheckpointer):
         self.trust = False
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
-        """Detectron2's, with an error that names a missing file."""
+        """Loads a checkpoint as Detectron2 does, with an error that names a missing file."""
         self.is_new_use = checkpointables == []
         self.wanted = self.load_only if self.is_new_use else ()
         if not path:
@@ -62,11 +62,11 @@ class GroupCheckpointer(DetectionCheckpointer):
         return bool(self.resumable_files())
 
     def get_checkpoint_file(self) -> str:
-        """The checkpoint to resume from, "" if there is none."""
+        """Returns the checkpoint to resume from, "" if there is none."""
         return next(iter(self.resumable_files()), "")
 
     def resumable_files(self) -> list[str]:
-        """A run's checkpoints: the one it says is the last, then the others from new to old."""
+        """Lists the checkpoints of the run: the last one, then the others from new to old."""
         found = [p for p in Path(self.save_dir).glob("model_*.pth") if is_of_a_run(p.stem)]
         found.sort(key=lambda p: p.stat().st_mtime, reverse=True)
         last = super().get_checkpoint_file()
@@ -171,7 +171,7 @@ def read_content(filename: str, *, trust: bool = False) -> dict:
 
 
 def _detectron2_content(content: dict) -> dict:
-    """A pickle of Detectron2's or Detectron1's model zoo as the checkpoint that it stands for."""
+    """Makes a checkpoint of a pickle of Detectron2's or Detectron1's model zoo."""
     if "model" in content and "__author__" in content:
         return content
     blobs = content.get("blobs", content)
@@ -180,7 +180,7 @@ def _detectron2_content(content: dict) -> dict:
 
 
 def _torchvision_backbone(model: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A ResNet in torchvision's names as Detectron2's backbone: without its classifier."""
+    """Renames torchvision's ResNet as Detectron2's backbone, without its classifier."""
     names = {name: resnet_key(f"backbone.0.body.{name}") for name in model if name[:3] != "fc."}
     renamed = {new: model[name] for name, new in names.items() if new}
     logger.info("a torchvision ResNet's checkpoint: %d tensors for the backbone", len(renamed))
@@ -188,7 +188,7 @@ def _torchvision_backbone(model: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _swin_backbone(model: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A classifier in Microsoft's names as a backbone: without its head and its masks."""
+    """Renames Microsoft's Swin classifier as a backbone, without its head and its masks."""
     dropped = ("head.", "norm.")
     kept = {k: x for k, x in model.items() if not k.startswith(dropped) and "attn_mask" not in k}
     logger.info("a Swin Transformer's checkpoint: %d tensors for the backbone", len(kept))

@@ -1,4 +1,4 @@
-"""Converts an official checkpoint to this package's key names."""
+"""Conversion of official checkpoint files to this package's key names."""
 
 import argparse
 import sys
@@ -59,7 +59,7 @@ SOURCES: dict[str, tuple[Any, str]] = {
 
 
 def convert_file(args: argparse.Namespace) -> None:
-    """Reads, converts, compares with the model's own keys and shapes, writes."""
+    """Converts a file; checks it against the keys and shapes of the model."""
     converter, default_config = SOURCES[args.source]
     cfg = build_config(args.config_file or str(config_folder() / default_config), args.opts)
     official, trained_with = read_official(args.input)
@@ -86,7 +86,7 @@ def convert_file(args: argparse.Namespace) -> None:
 
 
 def read_official(path: str) -> tuple[dict[str, torch.Tensor], argparse.Namespace]:
-    """The state dict of an official file, or of a folder that `save_pretrained` wrote.
+    """Reads the state dict of an official file, or of a folder that `save_pretrained` wrote.
 
     Official files hold their command line beside it; it comes back too, empty if there is none.
     """
@@ -106,7 +106,11 @@ def read_official(path: str) -> tuple[dict[str, torch.Tensor], argparse.Namespac
 
 
 def check_dilation(cfg, trained_with: argparse.Namespace, path: str) -> None:
-    """C5 and DC5 models have the same keys and shapes: only their command lines tell them apart."""
+    """Checks whether C5 or DC5 is meant, which differ in their command line alone.
+
+    Raises:
+        CheckpointError: the file and the configuration differ.
+    """
     official_dc5 = getattr(trained_with, "dilation", None)
     own_dc5 = cfg.MODEL.BACKBONE.NAME == "build_resnet_dc5_backbone"
     if official_dc5 is not None and bool(official_dc5) != own_dc5:
@@ -117,7 +121,7 @@ def check_dilation(cfg, trained_with: argparse.Namespace, path: str) -> None:
 
 
 def own_shapes(cfg) -> dict[str, tuple[int, ...]]:
-    """The keys and shapes of the configuration's model."""
+    """Lists the keys and shapes of the configuration's model."""
     cfg.MODEL.DEVICE = "cpu"
     return {key: tuple(value.shape) for key, value in build_model(cfg).state_dict().items()}
 
@@ -125,7 +129,11 @@ def own_shapes(cfg) -> dict[str, tuple[int, ...]]:
 def check_complete(
     own: dict[str, tuple[int, ...]], converted: dict[str, torch.Tensor], path: str
 ) -> None:
-    """Raises unless every tensor of our model is there in its shape."""
+    """Checks that every tensor of the model is there in its shape.
+
+    Raises:
+        CheckpointError: naming the tensors that are not.
+    """
     empty = [key for key in own if key not in converted]
     wrong = [
         f"{key} {tuple(value.shape)} instead of {own[key]}"

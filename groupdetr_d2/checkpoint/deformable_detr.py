@@ -57,7 +57,7 @@ def _repeats(key: str, value: torch.Tensor, tensors: StateDict) -> bool:
 
 
 def stack(converted: StateDict, prepared: StateDict) -> StateDict:
-    """Makes the first stage's parts those of a single group."""
+    """Stacks the parts of the first stage as those of a single group."""
     if "transformer.pos_trans.weight" in prepared:
         # its class head says in channel 0 whether there is an object: no row is a COCO class
         for kind in ("weight", "bias"):

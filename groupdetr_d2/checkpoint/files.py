@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, and read without running what they say."""
+"""Checkpoint files: written whole or not at all, and read without running code."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ class CheckpointError(UserError):
 
 
 class UnreadableCheckpointError(CheckpointError):
-    """It is truncated, or something else than a checkpoint."""
+    """A file is truncated, or no checkpoint."""
 
 
 class CheckpointWriteError(CheckpointError):
@@ -34,13 +34,13 @@ class CheckpointWriteError(CheckpointError):
 
 
 def is_of_a_run(stem: str) -> bool:
-    """Whether a training names its checkpoints so."""
+    """Whether a training gives its checkpoints such a name."""
     which = stem.removeprefix("model_")
     return which in ("final", "best") or which.isdigit()
 
 
 def read_file(path: str, *, trust: bool = False):
-    """The content of a pickle, a safetensors file or a file of torch.save.
+    """Reads a pickle, a safetensors file or a file of torch.save.
 
     Args:
         trust: whether it may run code.
@@ -66,7 +66,7 @@ def read_file(path: str, *, trust: bool = False):
 
 
 def _check_sums(path: str) -> None:
-    """Bytes that changed on the disk; torch.load does not look at the sums that it finds."""
+    """Checks the checksums of a zip file, which torch.load does not."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -75,7 +75,7 @@ def _check_sums(path: str) -> None:
 
 
 def write_safely(path: str, content: dict | str) -> None:
-    """Writes a checkpoint or a text beside its place, through to the disk, then moves it there."""
+    """Writes a checkpoint or a text under another name, syncs it to disk, then renames it."""
     unfinished = path + ".unfinished"
     try:
         with open(unfinished, "wb") as file:
@@ -94,7 +94,7 @@ def write_safely(path: str, content: dict | str) -> None:
 
 
 def _sync_folder(path: str) -> None:
-    """The names in a folder, through to the disk."""
+    """Syncs the names in a folder to disk."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -29,7 +29,7 @@ def fit_state_dict(
     old_classes: Sequence[str] | None = None,
     new_classes: Sequence[str] | None = None,
 ) -> list[str]:
-    """Resizes banks and what is stacked by group, and sorts rows of classes; in place.
+    """Resizes banks and tensors stacked by group, and sorts the rows of classes, in place.
 
     Args:
         old_classes: names of the checkpoint's classes, if they are known.
@@ -50,7 +50,7 @@ def fit_state_dict(
 
 
 def are_known(classes: Sequence[str] | None) -> TypeGuard[Sequence[str]]:
-    """Whether these are names; a data set without names has numbers in their place."""
+    """Whether these are names; a data set without names has numbers instead."""
     if not classes:
         return False
     return list(classes) != [str(i) for i in range(len(classes))]
@@ -87,7 +87,7 @@ def _fit_classes(
 
 
 def _rows_by_name(own: Tensor, value: Tensor, axis: int, pairs: list[tuple[int, int]]) -> Tensor:
-    """A copy of `own` with the rows that `pairs` (new, old) takes from `value`."""
+    """Copies `own`, with the rows that `pairs` (new, old) takes from `value`."""
     result = own.clone()
     if pairs:
         new, old = torch.tensor(pairs).unbind(1)
@@ -104,7 +104,7 @@ def _is_objectness(model: nn.Module, name: str) -> bool:
 
 
 def _fit_bank(state_dict: dict[str, Tensor], name: str, bank: QueryBank) -> list[str]:
-    """Replaces a bank of other K or N by one that fits the model; the name if it did."""
+    """Resizes a bank of other K or N to the model's; returns the names of resized tensors."""
     weight, shape = state_dict.get(f"{name}.weight"), state_dict.get(f"{name}.shape")
     if weight is None or shape is None:
         return []
@@ -129,7 +129,7 @@ def _fit_bank(state_dict: dict[str, Tensor], name: str, bank: QueryBank) -> list
 
 
 def _fit_parts(state_dict: dict[str, Tensor], name: str, module: PerGroup) -> list[str]:
-    """The same for what is stacked by group: a part is a bank of one row a group."""
+    """Resizes tensors that are stacked by group; returns their names."""
     changed = []
     for own, parameter in module.named_parameters(f"{name}", recurse=False):
         found = state_dict.get(own)
@@ -143,7 +143,7 @@ def _fit_parts(state_dict: dict[str, Tensor], name: str, module: PerGroup) -> li
 
 
 def _resize(weight: Tensor, old: QueryGroups, new: QueryGroups) -> Tensor:
-    """Rows kept, or copied with a little noise."""
+    """Keeps rows, or copies them with a little noise."""
     resized = resize_query_bank(weight, old, new)
     kept = resize_query_bank(torch.arange(len(weight)), old, new)  # which old row each one is
     is_copy = ~_first_occurrences(kept)

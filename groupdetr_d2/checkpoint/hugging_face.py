@@ -48,7 +48,7 @@ RULES: Rules = [
 
 
 def convert_key(key: str) -> str | None:
-    """Our name of a parameter; None if it has none. Encoder attention stays in three parts."""
+    """Finds our name of a parameter, or None. Encoder attention stays in three parts."""
     if key.startswith("model.backbone."):
         return backbone_key(key)
     for pattern, replacement in RULES:
@@ -59,7 +59,7 @@ def convert_key(key: str) -> str | None:
 
 
 def backbone_key(key: str) -> str | None:
-    """Detectron2's name of a ResNet's parameter, from timm's or transformers'."""
+    """Finds Detectron2's name of a ResNet's parameter from timm's or transformers'."""
     key = re.sub(r"^model\.backbone\.(conv_encoder\.)?(model\.|_backbone\.)?", "", key)
     key = key.replace("normalization", "norm")
     stem = re.match(r"^embedder\.embedder\.(?:convolution|(norm))\.(.*)$", key)
@@ -68,7 +68,7 @@ def backbone_key(key: str) -> str | None:
     block = re.match(r"^encoder\.stages\.(\d)\.layers\.(\d+)\.(.*)$", key)
     if not block:
         return resnet_key(f"backbone.0.body.{key}")
-    rest = block[3].replace("shortcut.norm.", "shortcut.norm.").replace("convolution.", "")
+    rest = block[3].replace("convolution.", "")
     rest = re.sub(r"^layer\.(\d)\.", lambda m: f"conv{int(m[1]) + 1}.", rest)
     return f"backbone.res{int(block[1]) + 2}.{block[2]}.{rest}"
 
@@ -76,19 +76,20 @@ def backbone_key(key: str) -> str | None:
 def convert_state_dict(
     official: dict[str, Tensor], *, num_queries: int = 300, num_classes: int = 80
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict under our names, and the keys that have no name here.
+    """Converts a state dict; also returns the keys that have no name here.
 
     Args:
         num_queries: N of the model.
         num_classes: 80 selects COCO's classes from the hub's 91 columns; 91 keeps the columns.
     """
     converted, unmapped = {}, []
+    is_dab_detr = any("ref_anchor_head" in key for key in official)
     for key, value in official.items():
         name = convert_key(key)
         if name is None or name.endswith("num_batches_tracked"):
             unmapped.append(key)
             continue
-        if "ref_point_head" in name and "ref_anchor_head" not in " ".join(official):
+        if "ref_point_head" in name and not is_dab_detr:
             name = name.replace("head.decoder.query_position.", "head.queries.")
         converted[name] = select_classes(name, value, num_classes).clone()
     converted = join_projections(converted)

@@ -29,7 +29,7 @@ IN_PROJECTION = re.compile(r"^(.*\.self_attn)\.q_proj\.(weight|bias)$")
 
 
 def official_state_dict(state_dict: StateDict) -> StateDict:
-    """The transformer's tensors under their official names; the backbone's are left out."""
+    """Renames the transformer's tensors officially; the backbone's are left out."""
     renamed = {}
     for key, value in state_dict.items():
         if key.startswith("model.backbone."):
@@ -47,7 +47,7 @@ def official_state_dict(state_dict: StateDict) -> StateDict:
 def convert_state_dict(
     official: StateDict, *, num_queries: int = 300, num_classes: int = 80
 ) -> tuple[StateDict, list[str]]:
-    """See :meth:`groupdetr_d2.checkpoint.official.Converter.convert_state_dict`."""
+    """Converts a state dict; see :meth:`.official.Converter.convert_state_dict`."""
     converted, unmapped = deformable_detr.CONVERTER.convert_state_dict(
         official_state_dict(official), num_queries=num_queries, num_classes=num_classes
     )

@@ -1,4 +1,4 @@
-"""What became of a checkpoint's tensors, so that nothing is random without a word."""
+"""The report on a checkpoint's tensors: nothing starts from random weights in silence."""
 
 import logging
 from collections import Counter
@@ -12,7 +12,7 @@ SHOWN = 12
 
 
 def report_loading(model: nn.Module, incompatible, changed: list[str]) -> None:
-    """Logs a table by part of the model; loudly, if backbone or transformer are random.
+    """Logs a table by part of the model, with a warning if backbone or transformer are random.
 
     Args:
         incompatible: fvcore's, of `load_state_dict`.
@@ -34,7 +34,7 @@ def report_loading(model: nn.Module, incompatible, changed: list[str]) -> None:
 
 
 def states_of(model: nn.Module, incompatible, changed: list[str]) -> dict[str, str]:
-    """One of STATES for every tensor of the model."""
+    """Finds the state, one of STATES, of every tensor of the model."""
     other_shape = {key for key, *_ in incompatible.incorrect_shapes}
     missing, resized = set(incompatible.missing_keys), set(changed)
 

@@ -1,4 +1,4 @@
-"""What the official checkpoints have in common: key names and 91 class columns."""
+"""The common parts of official checkpoints: key names and 91 class columns."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ COMMON_RULES: Rules = [
 
 
 def resnet_key(key: str) -> str | None:
-    """Detectron2's name of a torchvision ResNet's parameter inside an official checkpoint."""
+    """Finds Detectron2's name of a torchvision ResNet's parameter in an official checkpoint."""
     match = re.match(r"^backbone\.0\.body\.(?:layer(\d)\.(\d+)\.)?(.*)$", key)
     if not match or key.endswith("num_batches_tracked"):
         return None
@@ -49,7 +49,7 @@ def resnet_key(key: str) -> str | None:
 
 
 def rename(key: str, rules: Rules) -> str | None:
-    """Our name of an official parameter; None if no rule gives it one."""
+    """Finds our name of an official parameter, None if no rule gives it one."""
     if key.startswith("backbone.0.body."):
         return resnet_key(key)
     if key.startswith("backbone.0."):  # Swin's names are Detectron2's
@@ -60,7 +60,7 @@ def rename(key: str, rules: Rules) -> str | None:
 
 
 def select_classes(name: str, value: Tensor, num_classes: int) -> Tensor:
-    """The rows of COCO's 80 classes out of 91, where 80 are wanted and rows are classes."""
+    """Selects the rows of COCO's 80 classes out of 91, where 80 are wanted and rows are classes."""
     if num_classes != 80:
         return value
     if re.search(r"\.class_heads?\.", name) and len(value) == 91:
@@ -88,13 +88,13 @@ class Converter:
         self.rules, self.prepare, self.finish = rules, prepare, finish
 
     def convert_key(self, key: str) -> str | None:
-        """Our name of an official parameter; None if it has none."""
+        """Finds our name of an official parameter, None if it has none."""
         return rename(key, self.rules)
 
     def convert_state_dict(
         self, official: StateDict, *, num_queries: int = 300, num_classes: int = 80
     ) -> tuple[StateDict, list[str]]:
-        """An official state dict under our names.
+        """Converts an official state dict.
 
         Args:
             num_queries: N, to tell how many groups the rows of the query bank are.
@@ -116,7 +116,7 @@ class Converter:
 
 
 def describe_bank(converted: dict[str, Tensor], num_queries: int) -> dict[str, Tensor]:
-    """The buffers that say how many groups the banks have; nothing where there is no bank."""
+    """Makes the buffers that hold the number of groups of each bank."""
     shapes = {}
     for key, bank in converted.items():
         if not key.startswith("head.queries.") or not key.endswith("bank.weight"):

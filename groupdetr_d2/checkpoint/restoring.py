@@ -7,10 +7,10 @@ from pathlib import Path
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from torch import nn
 
 from ..config import build_config, override, settle_device
 from ..config.upgrade import upgrade
+from ..modeling.meta_arch import SetPredictor
 from .checkpointer import GroupCheckpointer, read_content
 from .files import CheckpointError
 from .thresholds import find_threshold
@@ -21,7 +21,7 @@ class Restored:
     """A trained model, ready for inference, with what its checkpoint says about it."""
 
     cfg: CfgNode
-    model: nn.Module  # in evaluation mode
+    model: SetPredictor  # in evaluation mode
     classes: list[str]  # names, in the order of the model's classes
     threshold: float | None  # the score with the best F1; None if there was no evaluation
 

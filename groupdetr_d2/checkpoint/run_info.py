@@ -1,4 +1,4 @@
-"""What a checkpoint has to carry so that it can be used without its configuration file."""
+"""The part of a checkpoint by which it can be used without its configuration file."""
 
 from detectron2.data import MetadataCatalog
 
@@ -16,17 +16,17 @@ class RunInfo:
         self.threshold: float | None = None
 
     def state_dict(self) -> dict:
-        """Plain values."""
+        """Returns the state for the checkpoint: plain values."""
         known = {} if self.threshold is None else {"threshold": self.threshold}
         return {"config": self.config, "classes": self.classes, **known}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """A resumed run keeps its own configuration and classes."""
+        """Restores the threshold; a resumed run keeps its own configuration and classes."""
         self.threshold = state_dict.get("threshold")
 
 
 def class_names(cfg) -> list[str]:
-    """The names of the training (or else test) set's classes; numbers where it has none."""
+    """Finds the class names of the training (or else test) set; numbers where it has none."""
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes:

@@ -1,4 +1,4 @@
-"""Reading pickles without running what they say.
+"""Reading of pickles without running code.
 
 A pickle is a program: unpickling one from a stranger can do anything. Detectron2's backbones are
 pickles of arrays in plain containers, and nothing else is let through here.
@@ -31,10 +31,11 @@ class UnsafePickleError(UserError):
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Lets through what ALLOWED lists; anything else is refused before it is called."""
+    """An unpickler that refuses what ALLOWED does not list, before it is called."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """
+        """Finds a class that ALLOWED lists.
+
         Raises:
             UnsafePickleError: naming what the file asks for.
         """
@@ -47,7 +48,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def load_pickle(path: str | Path, *, trust: bool = False) -> Any:
-    """The content of a pickle.
+    """Reads a pickle.
 
     Args:
         trust: whether the file may run code.

@@ -20,7 +20,7 @@ RULES = [
 
 
 def name_lone_projection(official: StateDict) -> StateDict:
-    """A projection without GroupNorm (50-epoch checkpoints) has one index less here."""
+    """Renames a projection without GroupNorm (50-epoch checkpoints): it has one index less."""
     if "input_proj.0.1.weight" in official:
         return official
     return {key.replace("input_proj.0.0.", "input_proj."): x for key, x in official.items()}

@@ -1,4 +1,4 @@
-"""Makes a checkpoint small: the primary group alone, no optimizer, the same results."""
+"""Stripping of checkpoints: the primary group alone, no optimizer, the same results."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ def strip_file(path: str, out: str) -> None:
 
 
 def strip(path: str, out: str) -> None:
-    """The running mean takes the place of the weights, if there is one (MODEL.EMA).
+    """Writes a checkpoint of the primary group alone, with the running mean if there is one.
 
     Raises:
         CheckpointError: the file is none of this package's checkpoints.

@@ -20,9 +20,9 @@ class ListOrOverrides(argparse.Action):
         convert: makes a value from a word.
     """
 
-    def __init__(self, *args: Any, convert: Callable[[str], Any] = str, **named: Any):
-        super().__init__(*args, nargs="+", **named)
-        self.convert = convert
+    def __init__(self, option_strings: Sequence[str], dest: str, **named: Any):
+        self.convert: Callable[[str], Any] = named.pop("convert", str)
+        super().__init__(option_strings, dest, nargs="+", **named)
 
     def __call__(
         self,

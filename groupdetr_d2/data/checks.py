@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a data set before training starts."""
+"""Checks of a data set before training starts."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ class DatasetError(UserError):
 
 
 def check_classes(cfg, names: Sequence[str]) -> None:
-    """NUM_CLASSES must be the number of classes of every data set.
+    """Checks that MODEL.DETR.NUM_CLASSES is the number of classes of every data set.
 
     Raises:
         DatasetError: naming the set and both numbers.

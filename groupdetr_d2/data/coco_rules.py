@@ -6,7 +6,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,9 +144,7 @@ def _repeated(values: Iterable) -> list[str]:
     return [str(value) for value, count in Counter(values).items() if count > 1]
 
 
-def box_annotation(
-    number: int, image_id: int, category_id: int, box: tuple[float, float, float, float]
-) -> dict:
+def box_annotation(number: int, image_id: int, category_id: int, box: Sequence[float]) -> dict:
     """Makes the annotation of a box x, y, width, height in pixels."""
     identity = {"id": number, "image_id": image_id, "category_id": category_id}
     return {**identity, "bbox": list(box), "area": round(box[2] * box[3], 3), "iscrowd": 0}

@@ -4,7 +4,10 @@ from detectron2.data import transforms as T
 
 
 def build_detr_augmentation(cfg, is_train: bool) -> list[T.Augmentation]:
-    """Flip; with probability 0.5 resize and crop; resize the short side. Evaluation: resize."""
+    """Builds DETR's augmentation; evaluation resizes alone.
+
+    Training flips, with probability 0.5 resizes and crops, and resizes the shorter side.
+    """
     if not is_train:
         return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     augmentation = [T.RandomFlip()] if cfg.INPUT.RANDOM_FLIP != "none" else []

@@ -28,7 +28,7 @@ class ImageReadError(UserError):
 
 
 def read_bgr(path: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8, BGR.
+    """Reads an image file as (H, W, 3) uint8, BGR.
 
     Raises:
         ImageReadError: naming the file.
@@ -40,7 +40,7 @@ def read_bgr(path: str | Path) -> np.ndarray:
 
 
 def read_array(path: str | Path, image_format: str) -> np.ndarray:
-    """An image file of any mode and bit depth as (H, W, 3) uint8.
+    """Reads an image file of any mode and bit depth as (H, W, 3) uint8.
 
     It is turned as its EXIF tag says, transparency is dropped, and of values above 255 the highest
     eight of sixteen bits are taken: Pillow's own conversion makes them all white.
@@ -60,7 +60,7 @@ def read_array(path: str | Path, image_format: str) -> np.ndarray:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation of an image, 0 if it says none or something unreadable."""
+    """Reads the EXIF orientation of an image, 0 if there is none or it is unreadable."""
     try:
         return image.getexif().get(ORIENTATION, 0)
     except Exception:  # a broken tag is no broken picture
@@ -78,6 +78,6 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def find_image_files(folder: Path, *, deep: bool = True) -> list[Path]:
-    """The images of a folder, and if `deep` of those in it, in the order of their names."""
+    """Finds the images of a folder, and if `deep` of its subfolders, ordered by name."""
     found = folder.rglob("*") if deep else folder.iterdir()
     return sorted(p for p in found if p.suffix.lower() in SUFFIXES)

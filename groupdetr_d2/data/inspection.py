@@ -24,14 +24,14 @@ SMALL, MEDIUM = 32**2, 96**2  # COCO's limits of area, in pixels
 
 @dataclass
 class Inspection:
-    """What was found in a data set."""
+    """The findings on a data set, and its numbers."""
 
     findings: list[Finding] = field(default_factory=list)
     numbers: dict = field(default_factory=dict)  # plain values, see `count`
 
     @property
     def has_errors(self) -> bool:
-        """Whether training on it would stop or go wrong."""
+        """Whether training on the data set would stop or go wrong."""
         return any(finding.is_error for finding in self.findings)
 
     def add(self, is_error: bool, text: str, examples: Iterable) -> None:
@@ -87,7 +87,7 @@ def _check_boxes(content: dict, inspection: Inspection) -> None:
 
 def _check_images(images: list[dict], root: Path, decode: bool, inspection: Inspection) -> None:
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda image: look_at(root / image["file_name"], decode), images))
+        found = list(pool.map(lambda image: read_size(root / image["file_name"], decode), images))
     missing: list[str] = []
     unreadable: list[str] = []
     other: list[str] = []
@@ -106,8 +106,8 @@ def _check_images(images: list[dict], root: Path, decode: bool, inspection: Insp
     inspection.add(True, "images of another size than the json says (width x height)", other)
 
 
-def look_at(path: Path, decode: bool) -> tuple[tuple[int, int] | None, str]:
-    """Width and height as Detectron2 will see them (turned by EXIF), and what is wrong, if so."""
+def read_size(path: Path, decode: bool) -> tuple[tuple[int, int] | None, str]:
+    """Reads width and height, turned by EXIF as Detectron2 does, and what is wrong, if so."""
     if not path.is_file():
         return None, "missing"
     try:
@@ -143,7 +143,7 @@ def _check_contents(content: dict, num_queries: int, inspection: Inspection) -> 
 
 
 def count(content: dict) -> dict:
-    """Images, objects, classes, objects per image, and the distribution of box sizes."""
+    """Counts images, objects, classes, objects per image, and the sizes of boxes."""
     names = {c["id"]: c["name"] for c in content["categories"]}
     classes = Counter(names.get(a["category_id"], "?") for a in content["annotations"])
     per_image = Counter(a["image_id"] for a in content["annotations"])

@@ -27,11 +27,11 @@ from .workers import leave_signals_to_parent
 
 
 class TrainingSet(Dataset):
-    """Serialised dataset dicts that know the number of their draw: key = draw * length + index.
+    """Serialised dataset dicts, indexed by draw * length + index.
 
     Args:
-        mapper: what makes an item of a dict and the number of its draw; without one, items are
-            dicts with "draw".
+        mapper: makes an item from a dict with "draw", the number of its draw; without one, items
+            are those dicts.
         skips: whether an image that cannot be used is replaced by the next one, and
             named in that item's "skipped".
 
@@ -47,7 +47,7 @@ class TrainingSet(Dataset):
         self.mapper, self.skips = mapper, skips
 
     def mapped(self, mapper: Callable, *, skips: bool) -> "TrainingSet":
-        """The same images, as `mapper` makes them."""
+        """Returns the same set with a mapper."""
         other = copy.copy(self)
         other.mapper, other.skips = mapper, skips
         return other
@@ -71,7 +71,7 @@ class TrainingSet(Dataset):
         raise ImageReadError(f"no image of the data set can be used; the first: {skipped[0]}")
 
     def _candidates(self, index: int) -> Iterator[int]:
-        """The image itself, then those after it, those of its batch's shape first."""
+        """Yields the image itself, then the others, those of its batch's shape first."""
         yield index
         order = [(index + i) % len(self.dicts) for i in range(1, len(self.dicts))]
         yield from sorted(order, key=lambda i: self.is_wide[i] != self.is_wide[index])
@@ -105,7 +105,7 @@ class SeededMapper:
         self.keeps_original = keeps_original
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """The dict with "image" (3, H, W) uint8 and, in training, "instances".
+        """Returns the dict with "image" (3, H, W) uint8 and, in training, "instances".
 
         Raises:
             ImageReadError: naming the file and the remedy.

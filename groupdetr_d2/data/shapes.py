@@ -29,7 +29,7 @@ VERSION = 1  # counts changes of what is drawn, so that an old cache is not take
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """What to generate: `num_images` square images with up to `max_objects` objects each."""
+    """A generated set: `num_images` square images with up to `max_objects` objects each."""
 
     split: str
     num_images: int
@@ -39,7 +39,7 @@ class ShapesSpec:
 
     @property
     def folder(self) -> str:
-        """A name that tells specifications apart."""
+        """A folder name that tells specifications apart."""
         return (
             f"{self.split}_{self.num_images}x{self.image_size}_objects{self.max_objects}"
             f"_seed{self.seed}_v{VERSION}"
@@ -67,7 +67,7 @@ def register_shapes(cfg) -> None:
 
 
 def generate_shapes(spec: ShapesSpec, root: Path) -> Path:
-    """The folder with `annotations.json` and `images/`, made if it is not there.
+    """Returns the folder with `annotations.json` and `images/`; makes it if it is not there.
 
     It is written under a temporary name and moved into place, so that an interrupted or a parallel
     run never leaves half a set.
@@ -108,7 +108,7 @@ def generate_shapes(spec: ShapesSpec, root: Path) -> Path:
 def draw_image(
     rng: np.random.Generator, spec: ShapesSpec
 ) -> tuple[np.ndarray, list[tuple[int, tuple[int, int, int, int]]]]:
-    """An image (H, W, 3) uint8 and its objects, (class, (x, y, width, height))."""
+    """Draws an image (H, W, 3) uint8; returns it and its objects, (class, (x, y, w, h))."""
     size = spec.image_size
     picture = _background(rng, size)
     owner = np.full((size, size), -1)  # the topmost object of every pixel
@@ -132,7 +132,7 @@ def draw_image(
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Smooth colour blobs with lines across them."""
+    """Draws smooth colour blobs with lines across them."""
     coarse = rng.integers(90, 166, (4, 4, 3)).astype(np.float32)
     picture = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
     for _ in range(int(rng.integers(2, 6))):
@@ -143,7 +143,7 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Two shades of a strong colour in stripes of a random direction and width."""
+    """Draws stripes of two shades of a strong colour, of a random direction and width."""
     direction, period = rng.uniform(0, np.pi), rng.uniform(4, 14)
     y, x = np.mgrid[:size, :size]
     stripes = np.sin((x * np.cos(direction) + y * np.sin(direction)) * 2 * np.pi / period) > 0
@@ -153,7 +153,7 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _random_mask(rng: np.random.Generator, category: int, size: int) -> np.ndarray:
-    """The pixels of one object, (H, W) bool, wholly inside the image."""
+    """Draws the pixels of one object, (H, W) bool, wholly inside the image."""
     radius = size * rng.uniform(0.08, 0.22)
     center = rng.uniform(radius + 1, size - radius - 1, 2)
     angle = rng.uniform(-0.2, 0.2)
@@ -167,7 +167,7 @@ def _random_mask(rng: np.random.Generator, category: int, size: int) -> np.ndarr
 
 
 def _outlines(name: str) -> list[tuple[np.ndarray, int]]:
-    """Polygons within the unit circle or square, each with the value it is filled with."""
+    """Lists polygons within the unit circle or square, each with the value that fills it."""
     turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     circle = np.stack([np.cos(turn), np.sin(turn)], 1)
     a, b = 0.85, 0.3

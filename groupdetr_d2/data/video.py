@@ -1,4 +1,4 @@
-"""Videos, frame by frame."""
+"""Reading and writing of videos, frame by frame."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 
 
 def read_frames(path: Path) -> tuple[Iterator[np.ndarray], int, float]:
-    """The frames (H, W, 3) BGR, about how many there are, and how many a second.
+    """Reads a video: its frames (H, W, 3) BGR, about how many there are, and the frame rate.
 
     Raises:
         ImageReadError: it cannot be read.
@@ -54,7 +54,8 @@ class VideoWriter:
             self._writer.release()
 
     def add(self, frame: np.ndarray) -> None:
-        """
+        """Adds a frame (H, W, 3) BGR.
+
         Raises:
             UserError: the file cannot be written.
         """

@@ -1,4 +1,4 @@
-"""What can happen to the processes that load data, and what is said about it."""
+"""The processes that load data: signals, shared memory, skipped images, and their errors."""
 
 import logging
 import multiprocessing
@@ -20,7 +20,7 @@ REMEDY = (
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """Lets a worker live on while its process finishes an iteration, whoever else is signalled.
+    """Keeps a worker alive while its process finishes an iteration.
 
     Schedulers and terminals signal every process of a job. Only the parent's own SIGTERM counts.
     """
@@ -38,7 +38,7 @@ def _exit_when_told(parent: int) -> None:
 
 
 def explain_worker_error(error: BaseException) -> str | None:
-    """What the death of a worker means for a user; None for any other error."""
+    """Explains the death of a worker to a user; None for any other error."""
     text = str(error)
     found = re.search(r"DataLoader worker \(pid\S* (\d[\d, ]*)\)(.*)", text, re.S)
     if not found and not any(x in text for x in ("shm", "shared memory", "</torch_")):
@@ -46,9 +46,9 @@ def explain_worker_error(error: BaseException) -> str | None:
     who = f"data-loading worker {found[1]}" if found else "a data-loading worker"
     how = " ".join(found[2].split())[:150] if found else text[:150]
     return (
-        f"{who} of process {os.environ.get('RANK', os.getpid())} died ({how}). Killed: memory ran "
-        f"out, see the kernel's log. Bus error: {SHARED_MEMORY} is full, {_free_text()}: {REMEDY}. "
-        "The last checkpoint is untouched: --resume goes on"
+        f"{who} of process {os.environ.get('RANK', os.getpid())} died ({how}). Killed means that "
+        f"memory ran out; Bus error that {SHARED_MEMORY} is full: {_free_text()}. To mend it, "
+        f"{REMEDY}. The last checkpoint is untouched: --resume goes on"
     )
 
 
@@ -76,7 +76,7 @@ def check_shared_memory(cfg, processes: int) -> None:
 
 
 def free_shared_memory() -> int | None:
-    """Bytes; None where there is no such folder."""
+    """The free bytes of shared memory; None where the system has no such folder."""
     return shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else None
 
 
@@ -97,7 +97,7 @@ class SkippedImages:
         self.reasons: set[str] = set()
 
     def add(self, batch: list[dict]) -> None:
-        """Takes in what the items of a batch say.
+        """Counts the images that the items of a batch name as skipped.
 
         Raises:
             ImageReadError: there are more than the limit.

@@ -12,7 +12,7 @@ import yaml
 from .checks import DatasetError
 from .coco_rules import box_annotation
 from .image_file import find_image_files
-from .inspection import look_at
+from .inspection import read_size
 
 SPLITS = ("train", "val", "valid", "test")
 
@@ -46,7 +46,7 @@ def convert_yolo(folder: str | Path, out: str | Path) -> dict[str, Path]:
 
 
 def read_description(folder: Path) -> dict:
-    """The content of the folder's data.yaml (or another .yaml); empty if there is none."""
+    """Reads the folder's data.yaml (or another .yaml); empty if there is none."""
     files = [folder / "data.yaml", *sorted(folder.glob("*.y*ml"))]
     file = next((f for f in files if f.is_file()), None)
     if file is None:
@@ -58,7 +58,7 @@ def read_description(folder: Path) -> dict:
 
 
 def class_names(description: dict, folder: Path) -> list[str]:
-    """From data.yaml (a list, or a dictionary by number), or classes.txt."""
+    """Finds the class names in data.yaml (a list, or a dictionary by number), or classes.txt."""
     names = description.get("names")
     if isinstance(names, dict):
         return [str(names[i]) for i in sorted(names)]
@@ -71,7 +71,7 @@ def class_names(description: dict, folder: Path) -> list[str]:
 
 
 def find_images(folder: Path, description: dict) -> dict[str, list[Path]]:
-    """The images of each split; all as "train" where there are no splits."""
+    """Finds the images of each split; all are "train" where there are no splits."""
     found = {}
     root = folder / description.get("path", "") if description.get("path") else folder
     for split in SPLITS:
@@ -89,11 +89,11 @@ def find_images(folder: Path, description: dict) -> dict[str, list[Path]]:
 
 
 def to_coco(folder: Path, images: list[Path], names: list[str]) -> dict:
-    """COCO's content of some images; category ids are YOLO's class numbers plus one."""
+    """Makes COCO's content of some images; category ids are YOLO's class numbers plus one."""
     records: list[dict] = []
     annotations: list[dict] = []
     for i, path in enumerate(images, start=1):
-        size, problem = look_at(path, decode=False)
+        size, problem = read_size(path, decode=False)
         if size is None:
             raise DatasetError(f"image {path} cannot be read: {problem}")
         width, height = size
@@ -101,14 +101,14 @@ def to_coco(folder: Path, images: list[Path], names: list[str]) -> dict:
         records.append({"id": i, "file_name": name, "width": width, "height": height})
         for category, (cx, cy, w, h) in read_labels(label_file(path), len(names)):
             box = [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height]
-            rounded = tuple(round(x, 3) for x in box)
+            rounded = [round(x, 3) for x in box]
             annotations.append(box_annotation(len(annotations) + 1, i, category + 1, rounded))
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
     return {"images": records, "annotations": annotations, "categories": categories}
 
 
 def label_file(image: Path) -> Path:
-    """The file that labels an image; it need not exist."""
+    """Returns the path of the file that labels an image; it need not exist."""
     parts = list(image.with_suffix(".txt").parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
@@ -116,7 +116,7 @@ def label_file(image: Path) -> Path:
 
 
 def read_labels(path: Path, num_classes: int) -> list[tuple[int, tuple[float, ...]]]:
-    """(class, (cx, cy, w, h)) of each line; nothing if there is no file.
+    """Reads (class, (cx, cy, w, h)) from each line; nothing if there is no file.
 
     Raises:
         DatasetError: naming file and line.
@@ -141,7 +141,7 @@ def read_labels(path: Path, num_classes: int) -> list[tuple[int, tuple[float, ..
 
 
 def _around(polygon: list[float]) -> tuple[float, float, float, float]:
-    """x0 y0 x1 y1 ... -> the box around the points, as centre and size."""
+    """Computes the box around points x0 y0 x1 y1 ..., as centre and size."""
     xs, ys = polygon[0::2], polygon[1::2]
     width, height = max(xs) - min(xs), max(ys) - min(ys)
     return min(xs) + width / 2, min(ys) + height / 2, width, height

@@ -1,4 +1,4 @@
-"""When a training writes its state."""
+"""The hook that saves checkpoints of a training."""
 
 import logging
 from pathlib import Path
@@ -27,8 +27,8 @@ class CheckpointHook(HookBase):
     def __init__(self, checkpointer: GroupCheckpointer, *, period: int, keep: int):
         self.checkpointer, self.period, self.keep = checkpointer, period, keep
 
-    def before_train(self):
-        """The length of the training is known now."""
+    def before_train(self) -> None:
+        """Sets up the periods, as the length of the training is known now."""
         self.periodic = PeriodicCheckpointer(
             self.checkpointer,
             self.period,
@@ -39,14 +39,15 @@ class CheckpointHook(HookBase):
             for file in reversed(self.checkpointer.resumable_files()):
                 self._remember(file)
 
-    def _remember(self, file: str):
-        """Numbered checkpoints of earlier attempts are among those of which the last are kept."""
+    def _remember(self, file: str) -> None:
+        """Counts a numbered checkpoint, also of an earlier attempt, among those that are kept."""
         known = self.periodic.recent_checkpoints
         if Path(file).stem.removeprefix("model_").isdigit() and file not in known:
             known.append(file)
 
-    def after_step(self):
-        """
+    def after_step(self) -> None:
+        """Saves if it is time, and ends the training if a signal asks for it.
+
         Raises:
             Interrupted: a process has been told to stop.
             CheckpointWriteError: the last checkpoint could not be written.
@@ -58,10 +59,10 @@ class CheckpointHook(HookBase):
             try:
                 self.save_now(iteration)
             finally:
-                comm.synchronize()  # who is ready first must not end the others
+                comm.synchronize()  # a process that is ready first must not end the others
             raise Interrupted(self.trainer.stop_signal)
 
-    def _save_if_due(self, iteration: int):
+    def _save_if_due(self, iteration: int) -> None:
         try:
             self.periodic.step(iteration)
         except CheckpointWriteError as error:
@@ -69,10 +70,12 @@ class CheckpointHook(HookBase):
                 raise
             logger.error("%s. The training goes on", error)
 
-    def save_now(self, iteration: int):
-        """The state after `iteration`, to resume from."""
+    def save_now(self, iteration: int) -> None:
+        """Saves the state after `iteration`, to resume from."""
         if comm.is_main_process():
             name = f"model_{iteration:07d}"
-            with self.trainer.signals.held():  # the others end sooner, and the launcher with them
+            with (
+                self.trainer.signals.held()
+            ):  # the other processes end sooner, and the launcher with them
                 self.checkpointer.save(name, iteration=iteration)
             self._remember(self.checkpointer.get_checkpoint_file())

@@ -1,4 +1,4 @@
-"""Processes that torchrun or SLURM has started: which one this is, and whom it has to join."""
+"""Processes that torchrun or SLURM has started: their number, and the address to join."""
 
 import os
 import re
@@ -16,7 +16,7 @@ FIRST_PORT, PORTS = 20000, 20000  # SLURM names no port: one is derived from the
 
 @dataclass(frozen=True)
 class Placement:
-    """One process among those of a training."""
+    """The place of one process among those of a training."""
 
     starter: str  # "torchrun" or "SLURM"
     rank: int
@@ -28,7 +28,7 @@ class Placement:
 
 
 def find_placement(environment: Mapping[str, str]) -> Placement | None:
-    """What torchrun or `srun` says in the environment; None if neither has started this process.
+    """Reads the placement that torchrun or `srun` gives; None if neither started this process.
 
     Raises:
         UserError: processes are not spread evenly over the machines.
@@ -59,7 +59,7 @@ def _of_torchrun(environment: Mapping[str, str]) -> Placement | None:
 
 
 def _of_slurm(environment: Mapping[str, str]) -> Placement | None:
-    """A script of sbatch itself has no step: its python is one process, whatever the job's size."""
+    """Reads SLURM's placement; a script of sbatch itself is one process of a job of any size."""
     number = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
     if number < 2:
         return None
@@ -77,13 +77,13 @@ def _of_slurm(environment: Mapping[str, str]) -> Placement | None:
 
 
 def first_host(node_list: str) -> str:
-    """The first name of SLURM's short form: ``gpu[03-05,9],cpu1`` -> ``gpu03``."""
+    """Returns the first name of SLURM's short form: ``gpu03`` of ``gpu[03-05,9],cpu1``."""
     match = re.match(r"([^,\[]+)(?:\[([^-,\]]+)[^\]]*\])?([^,\[]*)", node_list)
     return "".join(part or "" for part in match.groups())
 
 
 def join(place: Placement) -> None:
-    """Makes this process one of the training's; returns when all are there."""
+    """Joins the processes of the training; returns when all are there."""
     os.environ |= {
         "RANK": str(place.rank),
         "WORLD_SIZE": str(place.world_size),

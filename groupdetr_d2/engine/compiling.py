@@ -1,4 +1,4 @@
-"""torch.compile on the parts of a model that it can take whole (MODEL.COMPILE)."""
+"""torch.compile on the parts of a model that it can compile whole (MODEL.COMPILE)."""
 
 import logging
 
@@ -28,16 +28,16 @@ def compile_parts(model: nn.Module, backend: str) -> list[str]:
 
 
 class CompileReport(HookBase):
-    """Says once what the compiler did: graphs, breaks between them, sizes compiled anew."""
+    """Logs once what the compiler did: graphs, breaks between them, sizes compiled anew."""
 
-    def after_step(self):
-        """After a few iterations, in which images of several sizes have passed."""
+    def after_step(self) -> None:
+        """Logs after a few iterations, in which images of several sizes have passed."""
         if self.trainer.iter + 1 == self.trainer.start_iter + REPORT_AFTER:
             logger.info("%s", describe_compilation())
 
 
 def describe_compilation() -> str:
-    """What was compiled in this process so far."""
+    """Describes what was compiled in this process so far."""
     from torch._dynamo.utils import counters
 
     breaks = sum(counters["graph_break"].values())

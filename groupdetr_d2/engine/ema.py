@@ -1,8 +1,12 @@
 """A running mean of the weights (MODEL.EMA), on PyTorch's `AveragedModel`."""
 
+from typing import cast
+
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..modeling.meta_arch import SetPredictor
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -10,30 +14,30 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 class MeanWeights:
     """The model with averaged weights; its state is that of the model inside."""
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: SetPredictor, decay: float):
         # buffers are copied, not averaged: the sizes of query banks are among them
-        def take_in(means: Tensors, values: Tensors, updates: Tensor | int) -> None:
+        def add(means: Tensors, values: Tensors, updates: Tensor | int) -> None:
             count = float(updates)  # at first the mean follows fast, or it would stay at the start
             share = min(decay, (1 + count) / (10 + count))
             get_ema_multi_avg_fn(share)(means, values, updates)
 
-        self.averaged = AveragedModel(model, multi_avg_fn=take_in)
+        self.averaged = AveragedModel(model, multi_avg_fn=add)
 
     @property
-    def model(self) -> nn.Module:
-        """For evaluation."""
-        return self.averaged.module
+    def model(self) -> SetPredictor:
+        """The model with the mean weights, for evaluation."""
+        return cast(SetPredictor, self.averaged.module)
 
     def update(self, model: nn.Module) -> None:
-        """Takes the weights of an iteration in."""
+        """Adds the weights of an iteration to the mean."""
         self.averaged.update_parameters(model)
 
     def state_dict(self) -> dict:
-        """The model's, and how many iterations were averaged."""
+        """Returns the state of the model, and the number of iterations averaged."""
         return {"model": self.model.state_dict(), "updates": int(self.averaged.n_averaged)}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """The counterpart of :meth:`state_dict`."""
+        """Restores what :meth:`state_dict` returned."""
         self.model.load_state_dict(state_dict["model"])
         self.averaged.n_averaged.fill_(state_dict["updates"])
 
@@ -44,6 +48,6 @@ class MeanWeightsHook(HookBase):
     def __init__(self, mean: MeanWeights, model: nn.Module):
         self.mean, self.model = mean, model
 
-    def after_step(self):
-        """Ahead of checkpoints and evaluation."""
+    def after_step(self) -> None:
+        """Updates the mean, ahead of checkpoints and evaluation."""
         self.mean.update(self.model)

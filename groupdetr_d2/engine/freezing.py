@@ -1,4 +1,4 @@
-"""Parameters that a training leaves as they are."""
+"""Parameters that a training does not change."""
 
 import logging
 from collections.abc import Sequence

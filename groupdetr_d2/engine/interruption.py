@@ -28,13 +28,15 @@ class Interrupted(BaseException):
 
 
 class StopSignals:
-    """A context in which SIGTERM and SIGINT are remembered; who insists gets KeyboardInterrupt.
+    """A context in which SIGTERM and SIGINT are noted instead of ending the process.
+
+    A second signal after two seconds raises KeyboardInterrupt.
 
     Attributes:
         received: the signal's number, 0 before it comes.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received, self._time = 0, 0.0
         self._is_at_once = self._is_held = False
         self._previous: dict = {}
@@ -44,13 +46,13 @@ class StopSignals:
             self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within, a signal raises where it arrives: for what can be done again.
+        """Within, a signal raises where it arrives: for work that can be repeated.
 
         Raises:
             Interrupted: one arrives, or has arrived before.
@@ -65,14 +67,14 @@ class StopSignals:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Within, signals are remembered alone: for what must be finished."""
+        """Within, signals are noted alone: for work that must be finished."""
         self._is_held = True
         try:
             yield
         finally:
             self._is_held = False
 
-    def _receive(self, number: int, frame):
+    def _receive(self, number: int, frame: object) -> None:
         now = time.monotonic()
         if self._is_held:
             self.received = self.received or number
@@ -88,9 +90,9 @@ class StopSignals:
 
 @contextlib.contextmanager
 def signals_passed_on() -> Iterator[None]:
-    """Within, signals to this process go to those that it has started, and it waits for them."""
+    """Passes signals to the processes that this one has started, and waits for those."""
 
-    def pass_on(number: int, frame):
+    def pass_on(number: int, frame: object) -> None:
         for process in multiprocessing.active_children():
             with contextlib.suppress(ProcessLookupError):
                 if process.pid is not None:

@@ -1,8 +1,9 @@
-"""One process a device: Detectron2's launcher, with the CPU's cores and allocator taken care of."""
+"""One process per device: Detectron2's launcher, with settings for a CPU's cores and allocator."""
 
 import contextlib
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ from .memory import keep_freed_memory
 from .reporting import report_errors
 
 
-def launch(main: Callable, args) -> None:
+def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
     """Runs ``main(args)`` in every process that --num-gpus and --num-machines ask for.
 
     Under torchrun and `srun` the processes are there already, and this is one of them.
@@ -50,10 +51,10 @@ def launch(main: Callable, args) -> None:
                 args=(main, args),
             )
     except torch.multiprocessing.ProcessExitedException as end:
-        sys.exit(max(1, end.exit_code))  # the process has said why
+        sys.exit(max(1, end.exit_code))  # the process has printed the error
 
 
-def _prepared(main: Callable, args):
+def _prepared(main: Callable[[Namespace], object], args: Namespace) -> None:
     if not torch.cuda.is_available():
         keep_freed_memory()
         if args.num_gpus > 1:

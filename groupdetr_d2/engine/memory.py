@@ -8,7 +8,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # <malloc.h>
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The highest memory so far: of the GPU's allocator, or of this process on a CPU."""
+    """Returns the highest memory so far, of the GPU's allocator, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource

@@ -1,13 +1,14 @@
-"""Epochs and batch sizes turned into iterations and learning rates, and said."""
+"""Epochs and batch sizes turned into iterations and learning rates, which are logged."""
 
 import logging
 
+from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 
 logger = logging.getLogger(__name__)
 
 
-def settle_schedule(cfg) -> None:
+def settle_schedule(cfg: CfgNode) -> None:
     """Applies SOLVER.EPOCHS and SOLVER.REFERENCE_BATCH to the keys that Detectron2 reads.
 
     It can be applied again, as when a finished run's configuration is used anew.
@@ -33,8 +34,8 @@ def settle_schedule(cfg) -> None:
         )
 
 
-def set_epochs(cfg, num_images: int) -> None:
-    """MAX_ITER, STEPS and periods of SOLVER.EPOCHS epochs of so many images."""
+def set_epochs(cfg: CfgNode, num_images: int) -> None:
+    """Sets MAX_ITER, STEPS and periods for SOLVER.EPOCHS epochs of so many images."""
     solver = cfg.SOLVER
     epoch = num_images / solver.IMS_PER_BATCH
     iterations = max(1, round(solver.EPOCHS * epoch))

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def setup_config(args: Namespace) -> CfgNode:
-    """The frozen configuration of a run: data sets registered, device, seed and classes settled.
+    """Builds the frozen configuration of a run: data sets registered, device and seed settled.
 
     Args:
         args: `config_file`, `opts`, and the paths of one's own data set if there are any.
@@ -43,7 +43,12 @@ def setup_config(args: Namespace) -> CfgNode:
 
 
 def settle_config(cfg: CfgNode) -> None:
-    """Replaces what is left open by what this machine and the data say, and checks it."""
+    """Settles what this machine and the data decide, and checks it.
+
+    Raises:
+        DatasetError: a data set is not registered, or its files are wrong.
+        ConfigError: the batch cannot be divided.
+    """
     settle_device(cfg)
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed()
@@ -60,7 +65,7 @@ def settle_config(cfg: CfgNode) -> None:
 
 
 def check_data(cfg: CfgNode, names: tuple[str, ...]) -> None:
-    """Annotation files exist, and have as many classes as the model.
+    """Checks that annotation files exist, and have as many classes as the model.
 
     Raises:
         DatasetError: naming the set, and the file or both numbers.

@@ -1,13 +1,14 @@
 """The optimizer of every DETR here: AdamW in two parameter groups."""
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
 from ..errors import UserError
 
 
-def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW; the backbone learns at SOLVER.BACKBONE_MULTIPLIER of the rate, all else at BASE_LR.
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Builds AdamW; the backbone learns at SOLVER.BACKBONE_MULTIPLIER times SOLVER.BASE_LR.
 
     Parameters whose name contains one of SOLVER.SLOW_NAMES learn like the backbone. As in the
     official codes, weight decay applies to every parameter, norms and biases included.
@@ -28,6 +29,6 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=lr, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
 
 
-def amp_dtype_of(cfg) -> torch.dtype | None:
-    """What a training step is autocast to."""
+def amp_dtype_of(cfg: CfgNode) -> torch.dtype | None:
+    """The type that a training step is autocast to; None for full precision."""
     return getattr(torch, cfg.SOLVER.AMP.DTYPE) if cfg.SOLVER.AMP.ENABLED else None

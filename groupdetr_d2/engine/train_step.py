@@ -1,9 +1,10 @@
-"""One training iteration, and what is said when its numbers are not finite."""
+"""One training iteration, and the error if its numbers are not finite."""
 
 import contextlib
 import logging
 import math
 import time
+from collections.abc import Callable, Iterable
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -26,20 +27,20 @@ class NonFiniteLossError(UserError):
 
 
 class TrainStep(SimpleTrainer):
-    """Detectron2's iteration with autocast on any device, full-model clipping and a finite check.
+    """Detectron2's iteration with autocast on any device, clipping, and a check of its numbers.
 
     Random numbers of an iteration depend on the seed, the process and the iteration alone, so that
     a resumed run draws what the uninterrupted one would have drawn.
 
     Args:
         clip_norm: bound of the norm of all gradients together; 0 for none.
-        amp_dtype: of autocast; None for full precision.
+        amp_dtype: the type of autocast; None for full precision.
         accumulate_steps: parts of a batch that go through the model one after another, which takes
             less memory; the gradient is that of the whole batch.
         nonfinite_budget: iterations with numbers that are not finite that may be left out in all;
             the next one ends the run.
         max_skipped: different images that the loader may leave out because they cannot be used.
-        signals: what may ask the run to stop.
+        signals: the signals that may ask the run to stop.
 
     Attributes:
         stop_signal: the signal that some process has got by the end of the last iteration, or 0.
@@ -48,16 +49,16 @@ class TrainStep(SimpleTrainer):
 
     def __init__(
         self,
-        model,
-        data_loader,
-        optimizer,
+        model: nn.Module,
+        data_loader: Iterable[list[dict]] | None,
+        optimizer: torch.optim.Optimizer,
         *,
-        clip_norm,
-        amp_dtype,
-        seed,
-        accumulate_steps=1,
-        nonfinite_budget=0,
-        max_skipped=0,
+        clip_norm: float,
+        amp_dtype: torch.dtype | None,
+        seed: int,
+        accumulate_steps: int = 1,
+        nonfinite_budget: int = 0,
+        max_skipped: int = 0,
         signals: StopSignals | None = None,
     ):
         super().__init__(model, data_loader, optimizer)
@@ -72,12 +73,12 @@ class TrainStep(SimpleTrainer):
 
     @property
     def plain_model(self) -> nn.Module:
-        """Without the wrapper for several processes."""
+        """The model without the wrapper for several processes."""
         is_wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
         return self.model.module if is_wrapped else self.model
 
-    def run_step(self):
-        """Data, losses, gradients, check, update.
+    def run_step(self) -> None:
+        """Runs one iteration: data, losses, gradients, check, update.
 
         Raises:
             NonFiniteLossError: a number is not finite in some process, in all of them alike.
@@ -91,7 +92,7 @@ class TrainStep(SimpleTrainer):
         losses, suspects = self.compute_gradients(batch)
         self.after_backward()
         losses["gradient norm"] = self._clip()
-        values, is_bad = self._agree(torch.stack(list(losses.values())), suspects)
+        values, is_bad = self._check_together(torch.stack(list(losses.values())), suspects)
         losses = dict(zip(losses, values, strict=True))
         if is_bad:
             self._leave_out(self._describe(batch, losses, suspects))
@@ -102,29 +103,31 @@ class TrainStep(SimpleTrainer):
         self.grad_scaler.update()
 
     def _clip(self) -> torch.Tensor:
-        """The norm of all gradients together, before it is bounded."""
+        """Clips gradients; returns the norm of all together before that."""
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or math.inf)
         # a scaler tries scales that are too large, and leaves those iterations out by itself
         return norm.new_zeros(()) if self.grad_scaler.is_enabled() else norm
 
-    def _agree(self, values: torch.Tensor, suspects: list[int]) -> tuple[list[torch.Tensor], bool]:
-        """The values on the host, and whether those of any process are bad; in one transfer.
+    def _check_together(
+        self, values: torch.Tensor, suspects: list[int]
+    ) -> tuple[list[torch.Tensor], bool]:
+        """Moves values to the host, and finds whether those of any process are bad.
 
-        Processes also tell each other here of signals to stop.
+        It takes one transfer, in which processes also exchange signals to stop.
         """
-        told = values.new_tensor([bool(suspects), self.signals.received])
-        told[0] += ~values.isfinite().all()
+        shared = values.new_tensor([bool(suspects), self.signals.received])
+        shared[0] += ~values.isfinite().all()
         if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        *agreed, is_bad, number = torch.cat([values, told]).cpu().unbind()
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+        *on_host, is_bad, number = torch.cat([values, shared]).cpu().unbind()
         self.stop_signal = int(number)
         self.signals.received = self.signals.received or self.stop_signal
-        return agreed, bool(is_bad)
+        return on_host, bool(is_bad)
 
-    def _leave_out(self, what: str):
-        """Keeps the weights as they are, if the budget allows it and they are sound."""
+    def _leave_out(self, what: str) -> None:
+        """Leaves an iteration out, if the budget allows it and the weights are finite."""
         is_sound = all(p.isfinite().all() for p in self.model.parameters())
         if not is_sound or self.left_out >= self.nonfinite_budget:
             raise NonFiniteLossError(
@@ -144,7 +147,7 @@ class TrainStep(SimpleTrainer):
             get_event_storage().put_scalar("left_out", self.left_out, smoothing_hint=False)
 
     def compute_gradients(self, batch: list[dict]) -> tuple[dict[str, torch.Tensor], list[int]]:
-        """Backward of all parts of the batch.
+        """Runs forward and backward of all parts of the batch.
 
         Returns:
             the batch's losses, without gradients, and which of its images have matching costs that
@@ -167,8 +170,8 @@ class TrainStep(SimpleTrainer):
                 totals[name] = totals.get(name, 0) + value.detach()
         return totals, suspects
 
-    def _no_communication(self):
-        """Gradients are exchanged once a batch, after its last part."""
+    def _no_communication(self) -> contextlib.AbstractContextManager:
+        """Within, gradients are not exchanged: that is done once a batch, after its last part."""
         is_wrapped = self.plain_model is not self.model
         return self.model.no_sync() if is_wrapped else contextlib.nullcontext()
 
@@ -176,7 +179,9 @@ class TrainStep(SimpleTrainer):
         enabled = self.amp_dtype is not None
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled)
 
-    def _describe(self, batch, losses, suspects) -> str:
+    def _describe(
+        self, batch: list[dict], losses: dict[str, torch.Tensor], suspects: list[int]
+    ) -> str:
         bad = [name for name, value in losses.items() if not value.isfinite()]
         if not bad and not suspects:
             return f"iteration {self.iter}: numbers of another process are not finite."
@@ -189,7 +194,7 @@ class TrainStep(SimpleTrainer):
         )
 
     def first_non_finite(self, batch: list[dict]) -> str:
-        """The first parameter, input or module output that is not finite, by running once more."""
+        """Finds the first parameter, input or output that is not finite, by running again."""
         model = self.plain_model
         for name, parameter in model.named_parameters():
             if not parameter.isfinite().all():
@@ -211,13 +216,13 @@ class TrainStep(SimpleTrainer):
                 hook.remove()
         return f"output of {found[0]}" if found else "none in the forward pass"
 
-    def state_dict(self):
-        """Iteration, optimizer, gradient scaler, seed and the iterations left out."""
+    def state_dict(self) -> dict:
+        """Returns iteration, optimizer, gradient scaler, seed and the iterations left out."""
         own = {"grad_scaler": self.grad_scaler.state_dict(), "seed": self.seed}
         return {**super().state_dict(), **own, "left_out": self.left_out}
 
-    def load_state_dict(self, state_dict):
-        """The counterpart of :meth:`state_dict`.
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restores what :meth:`state_dict` returned.
 
         Raises:
             CheckpointError: the state belongs to parameters of other shapes.
@@ -229,7 +234,7 @@ class TrainStep(SimpleTrainer):
         self.left_out = state_dict.get("left_out", 0)
 
     def _check_shapes(self, optimizer_state: dict) -> None:
-        """PyTorch does not compare shapes, and its fused AdamW would write past the end."""
+        """Compares shapes, which PyTorch does not: its fused AdamW would write past the end."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         known = optimizer_state["state"]
         for i, parameter in enumerate(parameters):
@@ -242,8 +247,8 @@ class TrainStep(SimpleTrainer):
                 )
 
 
-def _recorder(name: str, found: list[str]):
-    def record(module, inputs, output):
+def _recorder(name: str, found: list[str]) -> Callable[..., None]:
+    def record(module: nn.Module, inputs: object, output: object) -> None:
         tensors = output.values() if isinstance(output, dict) else [output]
         for x in tensors:
             if isinstance(x, torch.Tensor) and x.is_floating_point() and not x.isfinite().all():

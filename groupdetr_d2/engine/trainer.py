@@ -22,7 +22,7 @@ from ..data.checks import check_annotations
 from ..data.loader import TrainingSet, build_test_loader, build_train_loader
 from ..data.workers import check_shared_memory
 from ..inference.augmented import build_evaluated_model
-from ..modeling.meta_arch import task_of
+from ..modeling.meta_arch import SetPredictor, task_of
 from .best import Best, BestHook, NoImprovement
 from .checkpointing import CheckpointHook
 from .compiling import CompileReport, compile_parts
@@ -130,7 +130,7 @@ class Trainer(DefaultTrainer):
         super().after_step()
 
     @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
+    def build_model(cls, cfg: CfgNode) -> SetPredictor:
         """Builds the model on its device; the log gets its size instead of its printout."""
         torch.manual_seed(cfg.SEED)
         model = build_model(cfg)

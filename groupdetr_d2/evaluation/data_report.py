@@ -1,4 +1,4 @@
-"""Looks at a data set before training: what is wrong with it, and what is in it."""
+"""The report of check-data: findings, numbers and pictures of a data set."""
 
 import argparse
 import json
@@ -49,7 +49,7 @@ def check(name: str, json_file: str, image_root: str, args: argparse.Namespace) 
 
 
 def format_numbers(numbers: dict, indent: str = "  ") -> str:
-    """One number a line, nested ones further in."""
+    """Formats one number per line, nested ones indented."""
     lines = []
     for key, value in numbers.items():
         if isinstance(value, dict):
@@ -61,7 +61,7 @@ def format_numbers(numbers: dict, indent: str = "  ") -> str:
 
 
 def draw_sheet(json_file: str, image_root: str, path: Path) -> bool:
-    """The first images that can be read, with their boxes; False if there is none."""
+    """Draws the first images that can be read, with their boxes; False if there is none."""
     content = read_json(json_file)
     tiles: list[np.ndarray] = []
     places = {c["id"]: i for i, c in enumerate(content["categories"])}
@@ -92,7 +92,7 @@ def draw_scaled(shape: tuple, boxes: list, classes: list, names: list, image: np
 
 
 def train_command(sets: dict[str, tuple[str, str]]) -> str:
-    """How to train on converted data."""
+    """Formats the command that trains on converted data."""
     flags = []
     for split, (json_file, images) in sets.items():
         if split in ("train", "val"):

@@ -27,7 +27,7 @@ class ImageResult:
 
 @dataclass
 class Curves:
-    """What one class's detections are worth, in the order of their scores."""
+    """Precision and recall of one class's detections, in the order of their scores."""
 
     num_objects: int
     scores: np.ndarray  # (M,), falling
@@ -36,13 +36,13 @@ class Curves:
 
     @property
     def f1(self) -> np.ndarray:
-        """(M,)."""
+        """The F1 of each and all better detections, (M,)."""
         total = self.precision + self.recall
         return 2 * self.precision * self.recall / np.maximum(total, 1e-12)
 
     @property
     def average_precision(self) -> float:
-        """COCO's AP at this IoU: the mean of the best precision from each of 101 recalls on."""
+        """COCO's AP at this IoU: the mean of the best precision at or above each of 101 recalls."""
         if not self.num_objects:
             return float("nan")
         envelope = np.maximum.accumulate(self.precision[::-1])[::-1]
@@ -74,7 +74,7 @@ def box_overlaps(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> np
 
 
 def match_image(image: ImageResult, category: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which detections of a class are right, (M,) bool, and which count at all, (M,) bool.
+    """Finds which detections of a class are right, (M,) bool, and which count, (M,) bool.
 
     Best first, each takes the object of its class that it overlaps most and that is free.
     """
@@ -93,7 +93,7 @@ def match_image(image: ImageResult, category: int) -> tuple[np.ndarray, np.ndarr
 
 
 def all_curves(images: Sequence[ImageResult], num_classes: int) -> tuple[list[Curves], Curves]:
-    """Of each class, and of all detections together."""
+    """Computes the curves of each class, and of all detections together."""
     scores: list[list] = [[np.zeros(0)] for _ in range(num_classes)]
     right: list[list] = [[np.zeros(0, dtype=bool)] for _ in range(num_classes)]
     num_objects = np.zeros(num_classes, dtype=int)
@@ -110,7 +110,7 @@ def all_curves(images: Sequence[ImageResult], num_classes: int) -> tuple[list[Cu
 
 
 def _curves(scores: np.ndarray, right: np.ndarray, num_objects: int) -> Curves:
-    """From every detection's score, and whether it is right."""
+    """Computes curves from every detection's score and whether it is right."""
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(right[order])
     precision = hits / np.maximum(np.arange(len(hits)) + 1, 1)
@@ -118,7 +118,7 @@ def _curves(scores: np.ndarray, right: np.ndarray, num_objects: int) -> Curves:
 
 
 def best_threshold(together: Curves) -> float:
-    """The score from which on F1 over all classes together is highest; 0.5 if nothing is found."""
+    """Finds the score above which F1 of all classes together is highest; 0.5 without detections."""
     f1 = together.f1
     if not len(f1) or f1.max() == 0:
         return 0.5
@@ -128,7 +128,7 @@ def best_threshold(together: Curves) -> float:
 def confusion_matrix(
     images: Sequence[ImageResult], num_classes: int, threshold: float
 ) -> np.ndarray:
-    """(C + 1, C + 1): rows are true classes, columns found ones; the last of each: nothing there.
+    """Counts (C + 1, C + 1) pairs of true class and found class; the last of each is "nothing".
 
     Detections of at least `threshold` take, best first, the free object that they overlap most,
     whatever its class.
@@ -141,7 +141,7 @@ def confusion_matrix(
 
 
 def pairs_of(image: ImageResult, threshold: float) -> list[tuple[int, int]]:
-    """(true class, found class) of every object and every detection; -1 where there is none."""
+    """Pairs (true class, found class) of every object and detection; -1 where there is none."""
     kept = image.scores >= threshold
     iou = image.overlaps[kept]
     is_free = ~image.crowd
@@ -158,5 +158,5 @@ def pairs_of(image: ImageResult, threshold: float) -> list[tuple[int, int]]:
 
 
 def mistakes_of(image: ImageResult, threshold: float) -> int:
-    """Objects missed, detections of nothing, and wrong classes."""
+    """Counts objects missed, detections of nothing, and wrong classes."""
     return sum(true != found for true, found in pairs_of(image, threshold))

@@ -13,7 +13,7 @@ TILE_SIDE, TITLE_HEIGHT = 320, 20
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
-    """A bright colour of its own for every class, BGR."""
+    """Picks a bright BGR colour for a class."""
     hue = np.array([[[index * 47 % 180, 200, 255]]], dtype=np.uint8)
     blue, green, red = (int(c) for c in cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0])
     return blue, green, red
@@ -26,7 +26,7 @@ def draw_boxes(
     names: Sequence[str],
     scores: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """A copy of a (H, W, 3) BGR image with boxes, class names and scores."""
+    """Draws boxes, class names and scores on a copy of an image (H, W, 3) BGR."""
     image = image.copy()
     size = max(0.3, min(image.shape[:2]) / 1000)
     for i, (box, category) in enumerate(zip(boxes_xyxy, classes, strict=True)):
@@ -58,7 +58,7 @@ def draw_tile(
 
 
 def sheet(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Tiles of one size side by side, row by row."""
+    """Lays tiles of one size side by side, row by row."""
     missing = -len(tiles) % columns
     cells = [*tiles, *[np.zeros_like(tiles[0])] * missing]
     rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]

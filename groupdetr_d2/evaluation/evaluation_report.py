@@ -67,14 +67,14 @@ def write_evaluation(evaluation: Evaluation, metrics: dict, folder: Path, draw: 
 
 
 def per_class_rows(evaluation: Evaluation, metrics: dict) -> list[dict]:
-    """Every class with its objects, AP, AP50, and what holds at the best threshold."""
+    """Lists every class with its objects, AP, AP50, and its numbers at the best threshold."""
     rows = []
     pairs = [*zip(evaluation.names, evaluation.by_class, strict=True)]
     for name, curves in [*pairs, ("all", evaluation.together)]:
         precision, recall, f1 = curves.at(evaluation.threshold)
         is_all = curves is evaluation.together
         values = [c.average_precision for c in evaluation.by_class if c.num_objects]
-        # of a single class COCO's evaluator gives no number of its own
+        # the evaluator gives a single class no number of its own
         key = "AP" if is_all or len(evaluation.names) == 1 else f"AP-{name}"
         ap50 = 100 * (np.mean(values) if values else np.nan) if is_all else None
         rows.append(
@@ -92,7 +92,7 @@ def per_class_rows(evaluation: Evaluation, metrics: dict) -> list[dict]:
 
 
 def draw_worst(evaluation: Evaluation, draw: Draw) -> np.ndarray | None:
-    """Truth beside predictions, the images with the most mistakes first."""
+    """Draws truth beside predictions, the images with the most mistakes first."""
     threshold, tiles = evaluation.threshold, []
     mistakes = [mistakes_of(image, threshold) for image in evaluation.images]
     for i in np.argsort(-np.array(mistakes), kind="stable")[:SHOWN_IMAGES]:

@@ -1,4 +1,4 @@
-"""Detections of several sources made one set: NMS, and weighted boxes fusion.
+"""Merging of detections of several sources: NMS, and weighted boxes fusion.
 
 Weighted boxes fusion is Solovyev, Wang and Gabruseva's (Image and Vision Computing 107, 2021,
 arXiv 1910.13302, Sec. 3).
@@ -16,20 +16,20 @@ NMS_IOU, FUSION_IOU = 0.7, 0.55  # overlap at which two boxes are one object
 
 
 def suppress(instances: Instances, iou: float = NMS_IOU) -> Instances:
-    """What is left after NMS within each class, best first."""
+    """Suppresses overlapping detections of each class (NMS); returns the rest, best first."""
     boxes = instances.pred_boxes.tensor
     return instances[batched_nms(boxes, instances.scores, instances.pred_classes, iou)]
 
 
 def merge_by_nms(sources: Sequence[Instances], limit: int, iou: float = NMS_IOU) -> Instances:
-    """All sources together, then NMS within each class; the best `limit`."""
+    """Merges all sources by NMS within each class; returns the best `limit`."""
     return suppress(Instances.cat(list(sources)), iou)[:limit]
 
 
 def merge_by_fusion(
     sources: Sequence[Instances], limit: int, iou: float = FUSION_IOU, lowest_score: float = 0.01
 ) -> Instances:
-    """Weighted boxes fusion: overlapping boxes of a class become their mean by score.
+    """Merges overlapping boxes of a class into their mean by score (weighted boxes fusion).
 
     A fused score is the mean of its boxes' scores, times the share of sources that have a box
     there.
@@ -59,7 +59,7 @@ def merge_by_fusion(
 
 
 def _fuse(boxes: Tensor, scores: Tensor, iou: float, num_sources: int) -> tuple[Tensor, Tensor]:
-    """One class: (M, 4) and (M,), best first -> fused boxes and their scores."""
+    """Fuses boxes (M, 4) and scores (M,) of one class, best first."""
     weighted, weights, counts = boxes[:0], scores[:0], scores[:0]
     for box, score in zip(boxes, scores, strict=True):
         overlaps = box_iou(box[None], weighted / weights[:, None])[0]

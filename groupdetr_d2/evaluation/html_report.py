@@ -1,4 +1,4 @@
-"""One HTML file with everything inside, that can be mailed."""
+"""The pieces of an HTML page that holds everything in one file."""
 
 import base64
 import html
@@ -19,14 +19,14 @@ KINDS = {".png": "png", ".jpg": "jpeg"}
 
 
 def image_tag(path: Path, alt: str) -> str:
-    """A picture inside the page."""
+    """Embeds a picture in the page."""
     data = base64.b64encode(path.read_bytes()).decode()
     kind = KINDS[path.suffix]
     return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{data}">'
 
 
 def table(rows: Sequence[dict]) -> str:
-    """A line a row, under the names of the first row."""
+    """Formats one line per row, under the keys of the first row."""
     head = "".join(f"<th>{html.escape(str(key))}</th>" for key in rows[0])
     lines = [
         "<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row.values()) + "</tr>"
@@ -40,17 +40,17 @@ def _cell(value) -> str:
 
 
 def text(content: str) -> str:
-    """Lines as they are."""
+    """Formats preformatted text."""
     return f"<pre>{html.escape(content)}</pre>"
 
 
 def folded(title: str, content: str) -> str:
-    """What is shown when asked for."""
+    """Formats a section that is folded until it is clicked."""
     return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
 
 
 def key_numbers(numbers: dict[str, str]) -> str:
-    """The few numbers that matter, large."""
+    """Formats a few numbers in large type."""
     parts = [
         f'<span><span class="key">{html.escape(value)}</span>{html.escape(name)}</span>'
         for name, value in numbers.items()
@@ -59,7 +59,7 @@ def key_numbers(numbers: dict[str, str]) -> str:
 
 
 def page(title: str, sections: dict[str, str]) -> str:
-    """The file; empty sections are left out."""
+    """Formats the page; empty sections are left out."""
     body = "".join(
         f"<section><h2>{html.escape(name)}</h2>{content}</section>"
         for name, content in sections.items()

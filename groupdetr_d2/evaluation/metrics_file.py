@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The records of a run's metrics.json, those of an earlier attempt replaced by later ones."""
+    """Reads the records of a run's metrics.json; later attempts replace earlier ones."""
     by_iteration: dict[int, dict] = {}
     path = folder / "metrics.json"
     for line in path.read_text().splitlines() if path.is_file() else ():

@@ -1,4 +1,4 @@
-"""Figures of what a detector gets right: precision and recall, F1, confusion."""
+"""Figures of an evaluation: precision and recall, F1, confusion."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ NAMED = 12  # classes with a line of their own; of more, only the mean is in col
 
 
 def draw_precision_recall(by_class: Sequence[Curves], names: Sequence[str]) -> Figure:
-    """Precision over recall at IoU 0.5, a line a class, with its AP."""
+    """Draws precision over recall at IoU 0.5, one line per class, with its AP."""
     figure, axes = _axes("Precision and recall (IoU 0.5)", "recall", "precision")
     for curves, name in zip(by_class, names, strict=True):
         label = f"{name} {100 * curves.average_precision:.1f}"
@@ -22,7 +22,7 @@ def draw_precision_recall(by_class: Sequence[Curves], names: Sequence[str]) -> F
 def draw_f1(
     by_class: Sequence[Curves], together: Curves, names: Sequence[str], threshold: float
 ) -> Figure:
-    """F1 over the threshold, a line a class; all classes together in bold, with the best."""
+    """Draws F1 over the threshold, one line per class, and in bold all classes together."""
     figure, axes = _axes("F1 over the score threshold (IoU 0.5)", "threshold", "F1")
     for curves, name in zip(by_class, names, strict=True):
         _line(axes, curves.scores, curves.f1, name, len(names))
@@ -34,7 +34,10 @@ def draw_f1(
 
 
 def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
-    """Shares of each true class that were found as what; the last row counts inventions."""
+    """Draws the share of each true class that was found as each class.
+
+    The last row counts detections of nothing.
+    """
     size = min(16, 3.5 + 0.4 * len(matrix))
     figure = Figure(figsize=(size + 1, size))
     axes = figure.subplots()

@@ -41,7 +41,7 @@ class AugmentedModel(nn.Module):
             raise UserError(
                 f"{model.task.kind} has no test-time augmentation: set TEST.AUG.ENABLED False"
             )
-        self.model, self.merge = model, merge or model.task.merge
+        self.model, self.merge, self.flip_back = model, merge or model.task.merge, model.task.flip
         self.resizes = [ResizeShortestEdge(size, max_size) for size in min_sizes]
         self.flips = (False, True) if flip else (False,)
 
@@ -63,12 +63,12 @@ class AugmentedModel(nn.Module):
     def _detect_in_view(
         self, image: Tensor, resize: ResizeShortestEdge, is_flipped: bool, x: dict
     ) -> Instances:
-        """The detections of one view, in the original image's pixels."""
+        """Detects in one view; returns detections in the original image's pixels."""
         array = image.permute(1, 2, 0).cpu().numpy()
         tensor = channels_first(resize.get_transform(array).apply_image(array))
         inputs = {**x, "image": tensor.flip(2) if is_flipped else tensor}
         found = self.model([inputs])[0]["instances"].to("cpu")
-        return self.model.task.flip(found, x["width"]) if is_flipped else found
+        return self.flip_back(found, x["width"]) if is_flipped else found
 
 
 def build_evaluated_model(cfg, model: SetPredictor) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What each group of queries detects by itself."""
+"""The detections of each group of queries by itself."""
 
 from detectron2.structures import Instances
 
@@ -10,6 +10,6 @@ from ..structures import Predictions
 def detections_by_group(
     model: SetPredictor, predictions: Predictions, groups: QueryGroups, image: dict
 ) -> list[Instances]:
-    """Every group's detections on an image, on the CPU, as if it were the primary group."""
+    """Postprocesses every group's predictions on an image as the primary group's, on the CPU."""
     parts = [predictions.of_group(k, groups) for k in groups.numbers()]
     return [model.postprocess(part, [image])[0]["instances"].to("cpu") for part in parts]

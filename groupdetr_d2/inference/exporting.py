@@ -1,4 +1,4 @@
-"""Exports a trained model to ONNX, and compares the file's results with PyTorch's."""
+"""The work of `export`: from a checkpoint to an ONNX file that was compared with PyTorch."""
 
 import argparse
 import sys
@@ -8,12 +8,12 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from torch import nn
 
 from ..checkpoint import GroupCheckpointer
 from ..checkpoint.restoring import restore
 from ..config import build_config
 from ..data.image_file import channels_first, read_bgr
+from ..modeling.meta_arch import SetPredictor
 from .onnx_export import compare_with_onnx, export_onnx
 from .prediction import list_images
 
@@ -26,7 +26,7 @@ outside  resizing (shorter side {size}), a threshold for scores; there is no NMS
 
 
 def export(args: argparse.Namespace) -> None:
-    """Builds, exports, compares."""
+    """Exports a model, says what is inside, and compares with onnxruntime."""
     cfg, model = load_model(args)
     size = tuple(args.image_size)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def export(args: argparse.Namespace) -> None:
         )
 
 
-def load_model(args: argparse.Namespace) -> tuple[CfgNode, nn.Module]:
+def load_model(args: argparse.Namespace) -> tuple[CfgNode, SetPredictor]:
     """Builds the model of the yaml, or of the configuration that the checkpoint carries."""
     opts = [*args.opts, "MODEL.DEVICE", "cpu"]
     if not args.config_file:

@@ -17,7 +17,7 @@ class ExportError(UserError):
 
 
 class Detector(nn.Module):
-    """What goes into the file: normalisation, the model, and the best (query, class) pairs."""
+    """The exported module: normalisation, the model, and the best (query, class) pairs."""
 
     def __init__(self, model: SetPredictor):
         super().__init__()
@@ -25,7 +25,8 @@ class Detector(nn.Module):
         self.groups = model.groups.primary()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """
+        """Detects with the primary group.
+
         Args:
             images: (B, 3, H, W) float32 in 0 .. 255, channels as in INPUT.FORMAT, all of one size
                 and without padding.
@@ -43,7 +44,7 @@ class Detector(nn.Module):
 def export_onnx(
     model: SetPredictor, path: str | Path, size: tuple[int, int], *, dynamic: bool, opset: int
 ) -> None:
-    """Writes the file.
+    """Writes the ONNX file of a model.
 
     Args:
         size: (height, width) of the images that the model is traced with, and if not `dynamic` the
@@ -55,7 +56,7 @@ def export_onnx(
         ExportError: the exporter's packages are missing, or it gave up.
     """
     try:
-        import onnxruntime  # noqa: F401  whether it is there
+        import onnxruntime  # noqa: F401  checks that it is installed
         import onnxscript  # noqa: F401  the exporter imports it
     except ImportError as error:
         raise ExportError(

@@ -1,4 +1,4 @@
-"""A small web page on this machine: an image in, boxes out; threshold and group can be moved."""
+"""A web page on this machine: an image in, detections out; threshold and group can be chosen."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..evaluation import html_report
 from .predictor import Detections, Predictor
 
-HOST = "127.0.0.1"  # nobody else can reach it
+HOST = "127.0.0.1"  # other machines cannot reach it
 PRIMARY = "primary"
 
 
@@ -24,7 +24,7 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def import_gradio():
-    """The library of the extra `serve`, without its reports to its makers.
+    """Imports gradio with its usage reports switched off.
 
     Raises:
         UserError: it is not installed.
@@ -56,7 +56,7 @@ def launch_page(page, port: int, max_megabytes: float, *, waits: bool = True) ->
 
 
 def build_page(predictor: Predictor, max_megapixels: float):
-    """Gradio's page around a predictor."""
+    """Builds gradio's page around a predictor."""
     gradio = import_gradio()
     # Pillow refuses what has more than twice this number before it is unpacked
     Image.MAX_IMAGE_PIXELS = int(max_megapixels * 1e6 / 2)
@@ -91,7 +91,7 @@ def build_page(predictor: Predictor, max_megapixels: float):
 
 
 def table_of(found: Detections) -> str:
-    """The objects as HTML, best first."""
+    """Formats the objects as HTML, best first."""
     rows = [
         {k: f"{v:.0f}" if isinstance(v, float) and k != "score" else v for k, v in row.items()}
         for row in map(found.task.flat_record, found.records())

@@ -1,4 +1,4 @@
-"""Detects objects on images, folders and videos; writes pictures, JSON and CSV."""
+"""The work of `predict`: images, folders and videos in; pictures, JSON and CSV out."""
 
 import argparse
 import csv
@@ -19,7 +19,7 @@ from .predictor import Predictor
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Detects on everything that is named."""
+    """Detects on all files that the arguments name; returns 1 if some cannot be read."""
     files = list_files(args.images)
     opts = ["MODEL.DEVICE", args.device, *args.opts]
     predictor = Predictor(args.weights, threshold=args.threshold, opts=opts)
@@ -46,7 +46,7 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def list_files(paths: list[str]) -> list[Path]:
-    """Files as they are, the images and videos of folders, and what patterns match.
+    """Lists files, the images and videos of folders, and the matches of patterns.
 
     Raises:
         UserError: something does not exist, or there is nothing in it.
@@ -69,12 +69,12 @@ def list_files(paths: list[str]) -> list[Path]:
 
 
 def list_images(paths: list[str]) -> list[Path]:
-    """Those of :func:`list_files` that are no videos."""
+    """Lists the images alone, see :func:`list_files`."""
     return [p for p in list_files(paths) if p.suffix.lower() not in VIDEO_SUFFIXES]
 
 
 def detect(predictor: Predictor, file: Path, out: Path | None) -> list[dict]:
-    """The results of an image, or of every frame of a video; the picture or video goes to `out`."""
+    """Detects on an image or every frame of a video; the picture or video goes to `out`."""
     if file.suffix.lower() in VIDEO_SUFFIXES:
         return list(detect_on_video(predictor, file, out))
     detections = predictor(file)
@@ -90,7 +90,7 @@ def detect(predictor: Predictor, file: Path, out: Path | None) -> list[dict]:
 
 
 def detect_on_video(predictor: Predictor, file: Path, out: Path | None) -> Iterator[dict]:
-    """Frame by frame; writes an mp4 of the same length."""
+    """Detects frame by frame; writes an mp4 of the same length."""
     frames, count, rate = read_frames(file)
     quiet = not sys.stderr.isatty()
     with VideoWriter(out, rate) as writer:
@@ -102,13 +102,13 @@ def detect_on_video(predictor: Predictor, file: Path, out: Path | None) -> Itera
 
 
 def picture_name(file: Path) -> str:
-    """The file's own name, with an ending under which any picture can be written."""
+    """Returns the file's name, with an ending under which a picture can be written."""
     keeps = file.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")
     return file.name if keeps else f"{file.name}.png"
 
 
 def output_paths(files: list[Path], out: Path) -> dict[Path, Path]:
-    """Where the picture of each file goes; its folder is in the name if another file has it too.
+    """Chooses the path of each file's picture; names that repeat get their folder in front.
 
     Raises:
         UserError: a file would be overwritten by its own result.
@@ -126,7 +126,7 @@ def output_paths(files: list[Path], out: Path) -> dict[Path, Path]:
 
 
 def write_results(results: list[dict], out: Path, threshold: float, task: Task) -> None:
-    """`detections.json`, and `detections.csv` with a line an object."""
+    """Writes `detections.json`, and `detections.csv` with one line per object."""
     content = {"threshold": threshold, "results": results}
     (out / "detections.json").write_text(json.dumps(content, indent=1))
     with (out / "detections.csv").open("w", newline="") as file:
@@ -139,7 +139,7 @@ def write_results(results: list[dict], out: Path, threshold: float, task: Task) 
 
 
 def write_coco_results(results: Iterable[dict], json_file: str, path: Path, task: Task) -> None:
-    """What COCO's evaluation reads, with the ids of an annotation file.
+    """Writes results in COCO's format, with the ids of an annotation file.
 
     Raises:
         UserError: an image or a class is not in that file.

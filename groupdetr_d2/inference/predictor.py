@@ -1,4 +1,4 @@
-"""A checkpoint and an image in, detections and a picture out."""
+"""The predictor: a checkpoint and an image in, detections and a picture out."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class Detections:
         return self.task.draw(self.image, self.instances, self.names)
 
     def save(self, path: str | Path) -> None:
-        """Writes the picture.
+        """Writes the picture to a file.
 
         Raises:
             UserError: no picture can be written under that name.
@@ -60,7 +60,7 @@ class Predictor:
         threshold: detections with a lower score are left out; if not given, the one that had the
             best F1 in the training's last evaluation, or 0.5 before any.
         opts: overrides of the configuration, ``["KEY", value, ...]``; with ``["TEST.AUG.ENABLED",
-            True]`` every image is looked at in several sizes and flipped.
+            True]`` every image is seen in several sizes and flipped.
 
     Raises:
         CheckpointError: the file is none of this package's checkpoints.
@@ -113,7 +113,7 @@ class Predictor:
         return detections_by_group(self.model, predictions, groups, inputs)[group]
 
     def prepare(self, image: str | Path | np.ndarray) -> tuple[np.ndarray, dict]:
-        """A file or a (H, W, 3) BGR array -> that array, and what the model takes of it."""
+        """Reads a file or a (H, W, 3) BGR array; returns the array and the model's input."""
         if not isinstance(image, np.ndarray):
             image = read_bgr(image)
         rgb = image if self.cfg.INPUT.FORMAT == "BGR" else image[:, :, ::-1]

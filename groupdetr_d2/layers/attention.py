@@ -1,6 +1,6 @@
 """Multi-head attention on projected inputs, and DETR's self- and cross-attention.
 
-A self-attention is called with what is already folded (groups.py), so it never hears of groups.
+A self-attention is called on folded queries (groups.py), and knows nothing of groups.
 """
 
 import torch
@@ -20,7 +20,7 @@ def attend(
     attn_mask: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Multi-head attention by `implementation`.
+    """Computes multi-head attention by `implementation`.
 
     Args:
         q, k: (B, queries, Cq) and (B, keys, Cq), projected.
@@ -38,7 +38,7 @@ def attend(
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout: float) -> Tensor:
-    """Attention of (B, heads, length, C / heads) without a map of queries x keys in memory."""
+    """Attends in (B, heads, length, C / heads) without a map of queries x keys in memory."""
     allowed = None if attn_mask is None else ~attn_mask
     if q.device.type != "cpu":
         return _device_attention(q, k, v, allowed, dropout)
@@ -48,12 +48,12 @@ def fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout: fl
 
 
 def with_maps(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout: float) -> Tensor:
-    """The same as its definition reads, which keeps several maps of queries x keys."""
+    """Attends as the definition reads, which keeps several maps of queries x keys."""
     return F.dropout(_softmax_weights(q, k, attn_mask), dropout) @ v
 
 
 def attention_maps(q: Tensor, k: Tensor, num_heads: int, attn_mask: Tensor | None = None) -> Tensor:
-    """What :func:`attend` weighs the values with, to be looked at: (B, heads, queries, keys)."""
+    """Computes the attention weights of :func:`attend` for figures, (B, heads, queries, keys)."""
     q, k = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k))
     return _softmax_weights(q, k, attn_mask)
 
@@ -71,7 +71,7 @@ implementation = fused  # `analyze memory` measures the other one
 def _device_attention(
     q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float
 ) -> Tensor:
-    """A masked number of keys that is no multiple of 8 would cost a mask of queries x keys."""
+    """Attends on a GPU; masked keys are padded to a multiple of 8, or a full mask would be made."""
     missing = -k.shape[-2] % 8
     if allowed is not None and missing:
         k, v = F.pad(k, (0, 0, 0, missing)), F.pad(v, (0, 0, 0, missing))
@@ -80,7 +80,7 @@ def _device_attention(
 
 
 def _cpu_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-    """The CPU's fused kernel wants one head size, or it falls back to attention maps."""
+    """Attends on a CPU; values are padded to the head size of queries, as the kernel needs."""
     missing = q.shape[-1] - v.shape[-1]
     out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, missing)), attn_mask=allowed)
     return out[..., : v.shape[-1]]
@@ -144,7 +144,7 @@ def _weight_chunks(q: Tensor, k: Tensor, attn_mask: Tensor | None, p: float, see
 
 
 def _rows_of_mask(attn_mask: Tensor, images: Tensor) -> Tensor:
-    """The mask rows of a chunk: (queries, keys) as it stands, (B, 1, 1, keys) by image."""
+    """Selects the mask of a chunk: (queries, keys) whole, (B, 1, 1, keys) by image."""
     return attn_mask if attn_mask.dim() == 2 else attn_mask[:, 0][images]
 
 
@@ -163,10 +163,12 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, content: Tensor, pos: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """
+        """Returns the update (B, length, C).
+
         Args:
             content, pos: (B, length, C).
-            attn_mask: bool, broadcastable to (B, heads, length, length).
+            attn_mask: bool, True where a query may not attend, broadcastable to
+                (B, heads, length, length).
         """
         d_model = content.shape[-1]
         weight, bias = self.in_proj.weight, self.in_proj.bias

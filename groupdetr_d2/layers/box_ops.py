@@ -7,19 +7,19 @@ TINY_AREA = 1e-12  # keeps two boxes that shrink to one point from giving 0 / 0
 
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(..., 4) centre and size -> (..., 4) corners."""
+    """Converts (..., 4) centre and size to corners."""
     center, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([center - half, center + half], dim=-1)
 
 
 def box_xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    """(..., 4) corners -> (..., 4) centre and size."""
+    """Converts (..., 4) corners to centre and size."""
     low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def generalized_box_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Generalized IoU of boxes that broadcast: (N, 1, 4) and (M, 4) give all (N, M) pairs."""
+    """Computes generalized IoU of boxes that broadcast: (N, 1, 4) and (M, 4) give (N, M)."""
     a_low, a_high = a_xyxy[..., :2], a_xyxy[..., 2:]
     b_low, b_high = b_xyxy[..., :2], b_xyxy[..., 2:]
     overlap = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(-1)

@@ -27,7 +27,7 @@ CHOICE = "GROUPDETR_DEFORM_SAMPLING"
 
 
 def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Bilinear samples of all levels, weighed and added up; outside of a map there are zeros.
+    """Adds up weighted bilinear samples of all levels; outside of a map there are zeros.
 
     Args:
         value: (B, S, heads, C / heads), levels flattened into S one after another.
@@ -48,7 +48,7 @@ def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
 
 
 def reference(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """See :func:`sample_levels`; positions and sums are float32 at least.
+    """Samples in plain PyTorch, see :func:`sample_levels`; positions and sums are float32 at least.
 
     Level by level, each with a grid of its own that lies in one piece: `grid_sample` on a CPU takes
     up to twice as long with a slice of all levels' (benchmarks/deform_sampling.py).
@@ -68,7 +68,7 @@ def reference(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor)
 
 @functools.cache
 def choose(device_type: str) -> Callable[..., Tensor]:
-    """The implementation for a kind of device, said once in the log."""
+    """Chooses the implementation for a kind of device, and logs it once."""
     name = os.getenv(CHOICE) or fastest(device_type)
     known = {
         "reference": lambda: reference,
@@ -82,7 +82,7 @@ def choose(device_type: str) -> Callable[..., Tensor]:
 
 
 def fastest(device_type: str) -> str:
-    """The name of the fastest implementation that works here."""
+    """Names the fastest implementation that works here."""
     if device_type == "cpu" and deform_sampling_sparse.is_available():
         return "sparse"
     if device_type == "cuda" and importlib.util.find_spec("triton") is not None and triton_works():
@@ -113,7 +113,7 @@ def triton_works() -> bool:
 
 
 def _check(sample: Callable[..., Tensor], device: torch.device) -> None:
-    """With the heads, channels, levels and points of every published model.
+    """Compares an implementation with the reference, in the sizes of the published models.
 
     Raises:
         ArithmeticError: an output or a gradient is not the reference's.

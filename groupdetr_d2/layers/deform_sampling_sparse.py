@@ -27,7 +27,7 @@ def is_available() -> bool:
 
 
 def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """See :func:`groupdetr_d2.layers.deform_sampling.sample_levels`."""
+    """Samples by sparse products; see :func:`.deform_sampling.sample_levels`."""
     dtype = torch.promote_types(value.dtype, torch.float32)
     inputs = (x.to(dtype).contiguous() for x in (value, locations, weights))
     return _SparseSampling.apply(*inputs, shapes).to(value.dtype)
@@ -83,7 +83,7 @@ class _Rows:
         self.columns = column[..., None, None] + corners
 
     def coefficients(self) -> Tensor:
-        """(Q, heads, levels, points, 2, 2), y before x."""
+        """Computes the weights of corners, (Q, heads, levels, points, 2, 2), y before x."""
         x, y = self.fraction.unbind(-1)
         out = self.weights.new_empty(self.columns.shape)
         lower = self.weights * y
@@ -107,18 +107,18 @@ class _Rows:
         )
 
     def matrix(self, num_columns: int) -> Tensor:
-        """The sparse matrix (Q * heads, num_columns)."""
+        """Makes the sparse matrix (Q * heads, num_columns)."""
         return self._sparse(self.coefficients(), num_columns)
 
     def transposed_product(self, d_out: Tensor, num_columns: int) -> Tensor:
-        """(num_columns, D): scipy's product with a transposed matrix needs no sorting."""
+        """Multiplies with the transposed matrix, (num_columns, D), which scipy does unsorted."""
         parts = (self.coefficients(), self.columns, self._starts_of_rows())
         arrays = tuple(x.view(-1).numpy() for x in parts)
         matrix = csr_matrix(arrays, shape=(len(d_out), num_columns), copy=False)
         return torch.from_numpy(np.asarray(matrix.T @ d_out.numpy()))
 
     def gradients(self, d_out: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Of locations and weights, in their shapes."""
+        """Computes the gradients of locations and weights, in their shapes."""
         pattern = self._sparse(
             self.columns.new_zeros((), dtype=d_out.dtype).expand(self.columns.numel()).contiguous(),
             len(table),
@@ -135,7 +135,7 @@ class _Rows:
 
 
 def _starts(shapes: Shapes) -> list[int]:
-    """The first padded cell of each level and the end of all, with a row of zeros between them."""
+    """Lists the first padded cell of each level, and the end; zeros lie between levels."""
     gap = max(w for _, w in shapes) + 4
     starts = [gap]
     for height, width in shapes:
@@ -144,13 +144,13 @@ def _starts(shapes: Shapes) -> list[int]:
 
 
 def _levels(x: Tensor, shapes: Shapes):
-    """The padded maps (H + 2, W + 2, ...) inside a table, as views."""
+    """Yields the padded maps (H + 2, W + 2, ...) inside a table, as views."""
     for start, (height, width) in zip(_starts(shapes), shapes, strict=False):
         yield x[start : start + (height + 2) * (width + 2)].unflatten(0, (height + 2, width + 2))
 
 
 def _pad(value: Tensor, shapes: Shapes) -> Tensor:
-    """(S, heads, D) -> (padded cells * heads, D)."""
+    """Pads (S, heads, D) to a table (padded cells * heads, D)."""
     table = value.new_zeros(_starts(shapes)[-1], *value.shape[1:])
     parts = value.split([h * w for h, w in shapes])
     for level, part, shape in zip(_levels(table, shapes), parts, shapes, strict=True):
@@ -159,6 +159,6 @@ def _pad(value: Tensor, shapes: Shapes) -> Tensor:
 
 
 def _unpad(table: Tensor, value: Tensor, shapes: Shapes) -> Tensor:
-    """(padded cells * heads, D) -> (S, heads, D)."""
+    """Takes (S, heads, D) out of a table (padded cells * heads, D)."""
     levels = _levels(table.unflatten(0, (-1, value.shape[1])), shapes)
     return torch.cat([level[1:-1, 1:-1].flatten(0, 1) for level in levels])

@@ -21,7 +21,7 @@ SIZES = ("num_cells", "num_queries")  # change with every image: not worth compi
 
 @triton.jit
 def _corners(location_ptr, sizes_ptr, sample, live, level):
-    """The upper left cell of each sample, where it lies inside it, and the level's size."""
+    """Finds the upper left cell of each sample, its position inside it, and the level's size."""
     height = tl.load(sizes_ptr + 3 * level)
     width = tl.load(sizes_ptr + 3 * level + 1)
     x = tl.load(location_ptr + 2 * sample, mask=live, other=0.0) * width - 0.5
@@ -36,7 +36,7 @@ def _corners(location_ptr, sizes_ptr, sample, live, level):
 
 @triton.jit
 def _read(value_ptr, x, y, height, width, start, live, stride, channel, channels: tl.constexpr):
-    """Values of cells, (block, channels), zero outside; and their addresses and mask."""
+    """Reads values of cells, (block, channels), zero outside; returns addresses and mask, too."""
     inside = live & (x >= 0) & (x < width) & (y >= 0) & (y < height)
     cell = start + y * width + x
     offset = cell.to(tl.int64)[:, None] * stride + channel[None, :]
@@ -128,7 +128,7 @@ def _backward(
 
 
 def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """See :func:`groupdetr_d2.layers.deform_sampling.sample_levels`; float64 becomes float32."""
+    """Samples on CUDA, see :func:`.deform_sampling.sample_levels`; float64 becomes float32."""
     sizes = _sizes(shapes, value.device)
     locations, weights = locations.float().contiguous(), weights.float().contiguous()
     return _TritonSampling.apply(value.contiguous(), locations, weights, sizes)
@@ -136,7 +136,7 @@ def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
 
 @functools.lru_cache(maxsize=256)
 def _sizes(shapes: Shapes, device: torch.device) -> Tensor:
-    """(levels, 3): height, width and first cell of each level."""
+    """Makes (levels, 3): height, width and first cell of each level."""
     rows, start = [], 0
     for height, width in shapes:
         rows.append([height, width, start])

@@ -16,24 +16,24 @@ CHUNK = 2**20  # elements whose mask is held at a time
 
 
 def keep_threshold(p: float) -> int:
-    """Elements whose 16 random bits, read as a signed number, are at least this are kept."""
+    """Returns the bound: elements whose 16 random bits, as a signed number, reach it are kept."""
     if not 0 <= p < 1:
         raise UserError(f"MODEL.DETR.DROPOUT must be in [0, 1), not {p}")
     return round(p * LEVELS) - LEVELS // 2
 
 
 def keep_scale(p: float) -> float:
-    """What kept values are multiplied by: exactly 1 / P(kept) for the rounded threshold."""
+    """Returns the factor of kept values: exactly 1 / P(kept) for the rounded threshold."""
     return LEVELS / (LEVELS // 2 - keep_threshold(p))
 
 
 def draw_seed() -> int:
-    """A seed from torch's default CPU generator, which fixes everything drawn from it."""
+    """Draws a seed from torch's default CPU generator."""
     return int(torch.randint(2**62, (), dtype=torch.int64))
 
 
 def draw_keep_mask(shape: torch.Size, p: float, generator: torch.Generator) -> Tensor:
-    """A random bool mask on the CPU, True with probability 1 - p."""
+    """Draws a random bool mask on the CPU, True with probability 1 - p."""
     numel = shape.numel()
     bits = torch.empty((numel + 3) // 4, dtype=torch.int64)
     bits.random_(-(2**63), None, generator=generator)
@@ -61,7 +61,7 @@ class _SeededDropout(torch.autograd.Function):
 
 
 class _ReluDropout(torch.autograd.Function):
-    """Where the result is zero the gradient is zero, for either reason: no mask is kept."""
+    """ReLU and dropout: the gradient is zero where the result is, so that no mask is kept."""
 
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
@@ -92,7 +92,7 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape, kept."""
+        """Drops elements in training; returns the shape of `x`."""
         if not self.training or self.p == 0:
             return x
         return F.dropout(x, self.p) if x.is_cuda else _SeededDropout.apply(x, self.p)
@@ -107,7 +107,7 @@ class ReluDropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape, kept; `x` itself is overwritten."""
+        """Overwrites `x`, and returns it."""
         if not torch.is_grad_enabled() and not self.training:
             return x.relu_()
         return _ReluDropout.apply(x, self.p if self.training else 0.0)

@@ -15,7 +15,7 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., input_dim) -> (..., output_dim)."""
+        """Maps (..., input_dim) to (..., output_dim)."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x), inplace=True)
         return self.layers[-1](x)

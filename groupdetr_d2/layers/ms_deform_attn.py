@@ -12,7 +12,7 @@ from .position_encoding import at_least_float32
 
 
 class MSDeformAttn(SelfInitialised):
-    """Each query looks at a few learned points around its reference, in every level."""
+    """Attention of each query to a few learned points around its reference, in every level."""
 
     def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int):
         super().__init__()
@@ -24,7 +24,7 @@ class MSDeformAttn(SelfInitialised):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Points start on a ray a head, farther out with their number; weights start equal."""
+        """Starts the points of a head on a ray, farther out with their number; equal weights."""
         heads, levels, points = self.shape
         angles = torch.arange(heads, dtype=torch.float32) * (2 * math.pi / heads)
         rays = torch.stack([angles.cos(), angles.sin()], -1)  # (heads, 2)
@@ -48,7 +48,8 @@ class MSDeformAttn(SelfInitialised):
         shapes: tuple[tuple[int, int], ...],
         padding_mask: Tensor | None,
     ) -> Tensor:
-        """
+        """Attends, and returns the update (B, Q, C).
+
         Args:
             query: (B, Q, C).
             reference: (B, Q, levels, 2) points or (B, Q, levels, 4) boxes, cxcywh, relative to
@@ -70,7 +71,7 @@ class MSDeformAttn(SelfInitialised):
     def sampling_points(
         self, query: Tensor, reference: Tensor, shapes: tuple[tuple[int, int], ...]
     ) -> tuple[Tensor, Tensor]:
-        """Where each query looks, and what it weighs that with.
+        """Computes the points that each query samples, and their weights.
 
         Args:
             query, reference, shapes: see :meth:`forward`.

@@ -24,14 +24,14 @@ class GroupLinear(PerGroup):
         self.bias = nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, groups: QueryGroups) -> Tensor:
-        """(K, M, input_dim), or (1, M, .) for all groups alike -> (K, M, output_dim)."""
+        """Maps (K, M, input_dim), or (1, M, .) for all groups alike, to (K, M, output_dim)."""
         weight, bias = groups.parts_of(self.weight), groups.parts_of(self.bias)
         x = x.expand(groups.num_groups, -1, -1)
         return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
 
 
 class GroupLayerNorm(PerGroup):
-    """K layer norms."""
+    """K layer norms, each with parameters of its own."""
 
     def __init__(self, groups: QueryGroups, d_model: int):
         super().__init__()
@@ -39,7 +39,7 @@ class GroupLayerNorm(PerGroup):
         self.bias = nn.Parameter(torch.zeros(groups.num_groups, d_model))
 
     def forward(self, x: Tensor, groups: QueryGroups) -> Tensor:
-        """(K, M, C) -> (K, M, C)."""
+        """Normalises (K, M, C)."""
         normed = F.layer_norm(x, x.shape[-1:])
         weight, bias = (groups.parts_of(p)[:, None] for p in (self.weight, self.bias))
         return torch.addcmul(bias, normed, weight)
@@ -57,7 +57,7 @@ class GroupMLP(nn.Module):
         self.layers = nn.ModuleList(GroupLinear(groups, n, m) for n, m in pairs)
 
     def forward(self, x: Tensor, groups: QueryGroups) -> Tensor:
-        """(K, M, input_dim) -> (K, M, output_dim)."""
+        """Maps (K, M, input_dim) to (K, M, output_dim)."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x, groups), inplace=True)
         return self.layers[-1](x, groups)

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Coordinates stay float32 (or float64) whatever autocast does around them."""
+    """Casts coordinates to float32 or keeps float64, whatever autocast does around them."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _sines(angles: Tensor) -> Tensor:
-    """(..., F) angles -> (..., F): sine at even, cosine at odd channels."""
+    """Maps angles (..., F) to their sine at even and cosine at odd channels."""
     return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
 
 
@@ -44,7 +44,7 @@ def image_position_embedding(
     temperature: float = 10000,
     offset: float = 0.0,
 ) -> Tensor:
-    """DETR's position embedding of a feature map, measured on its unpadded part.
+    """Embeds the positions of a feature map as DETR does, relative to its unpadded part.
 
     Args:
         padding_mask: (B, H, W) bool, True on padding.
@@ -76,6 +76,6 @@ class SinePositionEmbedding(nn.Module):
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """The logit of `x`, bounded: `eps` must be the one a checkpoint was trained with."""
+    """Computes the logit of `x`, bounded by `eps`, which must be that of the checkpoint."""
     x = at_least_float32(x)
     return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))

@@ -1,4 +1,4 @@
-"""Activation checkpointing (Chen et al., 2016)."""
+"""Activations that backward computes again (Chen et al., 2016: activation checkpointing)."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,7 +11,7 @@ Output = TypeVar("Output")
 
 
 def run_layer(layer: Callable[..., Output], *args, recompute: bool) -> Output:
-    """`layer(*args)`; with `recompute`, backward computes it again instead of keeping its insides.
+    """Calls ``layer(*args)``; with `recompute`, backward computes its activations again.
 
     The random numbers are drawn as before, so that the gradients are the same.
     """
@@ -22,6 +22,6 @@ def run_layer(layer: Callable[..., Output], *args, recompute: bool) -> Output:
 
 
 def _a_tensor(args: tuple) -> Tensor:
-    """One of the arguments or of their fields."""
+    """Finds a tensor among the arguments and their fields."""
     values = (value for arg in args for value in (arg, *getattr(arg, "__dict__", {}).values()))
     return next(value for value in values if isinstance(value, Tensor))

@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def hat(positions: Tensor, num_cells: int) -> Tensor:
-    """(...,) positions in cells -> (..., num_cells): bilinear interpolation's weights of cells."""
+    """Computes the bilinear weights (..., num_cells) of cells at positions (...,) in cells."""
     cells = torch.arange(num_cells, device=positions.device)
     return F.relu(1 - (positions[..., None] - cells).abs())
 
 
 @torch.no_grad()
 def axis_weights(start: Tensor, end: Tensor, num_cells: int, size: int) -> Tensor:
-    """What each of `size` bins of a region takes from each cell, along one axis.
+    """Computes the weight of each cell in each of `size` bins of a region, along one axis.
 
     As torchvision's `roi_align(aligned=True)` with its adaptive number of samples, ceil(length /
     size) a bin. Samples beyond the border by more than a cell count as zero.
@@ -46,7 +46,7 @@ def axis_weights(start: Tensor, end: Tensor, num_cells: int, size: int) -> Tenso
 
 
 def roi_align(feature_map: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Regions of a feature map, each of size x size bins.
+    """Pools regions of a feature map into size x size bins.
 
     Args:
         feature_map: (B, H, W, C).
@@ -65,7 +65,7 @@ def roi_align(feature_map: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def sample_regions(regions: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples inside regions; what lies beyond their borders is zero.
+    """Samples regions bilinearly; beyond their borders there are zeros.
 
     Args:
         regions: (..., size, size, C), x before y.

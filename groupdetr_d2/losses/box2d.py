@@ -49,7 +49,7 @@ def l1_loss(predictions: BoxPredictions, targets: BoxTargets, matches: Matches) 
 
 
 def giou_loss(predictions: BoxPredictions, targets: BoxTargets, matches: Matches) -> Tensor:
-    """1 - generalized IoU of matched boxes, summed over pairs, (L,)."""
+    """Sums 1 - generalized IoU of matched boxes over pairs, (L,)."""
     boxes_xyxy = box_cxcywh_to_xyxy(of_matched(predictions.boxes, matches))  # (L, M, 4)
     targets_xyxy = box_cxcywh_to_xyxy(targets.boxes[matches.target])
     return (1 - generalized_box_iou(boxes_xyxy, targets_xyxy)).sum(1)

@@ -106,7 +106,15 @@ class SetCriterion(nn.Module):
             self._add_proposed(losses, predictions.proposals, targets, num_targets, generator)
         return losses
 
-    def _add_matched(self, losses, predictions, targets, groups, num_targets, generator) -> None:
+    def _add_matched(
+        self,
+        losses: Losses,
+        predictions: Predictions,
+        targets: Targets,
+        groups: QueryGroups,
+        num_targets: float,
+        generator: torch.Generator | None,
+    ) -> None:
         """Adds the losses of the object queries; a target counts as often as it is matched."""
         predictions, targets = self.prepare(predictions, targets, generator)
         targets = targets.repeated(self.matches_per_target)
@@ -115,7 +123,12 @@ class SetCriterion(nn.Module):
         losses |= self._weighted(predictions, targets, matches, normalizer, "")
 
     def _add_denoised(
-        self, losses: Losses, denoised: Denoised, targets: Targets, normalizer: float, generator
+        self,
+        losses: Losses,
+        denoised: Denoised,
+        targets: Targets,
+        normalizer: float,
+        generator: torch.Generator | None,
     ) -> None:
         """Adds the losses of the denoising queries, whose matches are fixed.
 
@@ -127,7 +140,12 @@ class SetCriterion(nn.Module):
         losses |= self._weighted(predictions, targets, denoised.matches, normalizer, "_dn")
 
     def _add_proposed(
-        self, losses: Losses, proposals: Proposals, targets: Targets, num_targets: float, generator
+        self,
+        losses: Losses,
+        proposals: Proposals,
+        targets: Targets,
+        num_targets: float,
+        generator: torch.Generator | None,
     ) -> None:
         """Adds the losses of the first stage, matched per group like the object queries."""
         if proposals.class_agnostic:

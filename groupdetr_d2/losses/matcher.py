@@ -47,7 +47,7 @@ def match_groups(costs: list[Tensor], groups: QueryGroups) -> Matches:
 
 
 def _assign(costs: np.ndarray, groups: QueryGroups) -> tuple[np.ndarray, np.ndarray]:
-    """(L, K, N, T) -> matched query indices in 0 .. K*N-1 and target indices, (L, M) each."""
+    """Assigns costs (L, K, N, T); returns indices of queries 0 .. K*N-1 and targets, (L, M)."""
     queries, targets = [], []
     for layer in costs:
         pairs = [linear_sum_assignment(cost) for cost in layer]

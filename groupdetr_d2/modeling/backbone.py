@@ -11,7 +11,7 @@ from ..errors import UserError
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_dc5_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
-    """ResNet with torchvision's DC5: res5 at stride 1 with dilations [1, 2, 2].
+    """Builds a ResNet with torchvision's DC5: res5 at stride 1 with dilations [1, 2, 2].
 
     Detectron2's own RES5_DILATION 2 dilates the first block too: the same weights load, but the
     outputs differ and a DETR trained with torchvision's loses its AP.
@@ -46,7 +46,7 @@ def build_resnet_dc5_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
 
 @BACKBONE_REGISTRY.register()
 def build_swin_backbone(cfg, input_shape: ShapeSpec) -> SwinTransformer:
-    """Detectron2's Swin Transformer from MODEL.SWIN.*; p0, p1, ... have strides 4, 8, ...
+    """Builds Detectron2's Swin Transformer from MODEL.SWIN.*; p0, p1, ... have strides 4, 8, ...
 
     Parameters have the names of Microsoft's checkpoints; the norms of the outputs are not in those.
     Blocks are left out by torchvision's `StochasticDepth`: Detectron2 would import timm for that.
@@ -69,7 +69,7 @@ def build_swin_backbone(cfg, input_shape: ShapeSpec) -> SwinTransformer:
 
 @BACKBONE_REGISTRY.register()
 def build_small_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
-    """A ResNet of one basic block a stage, small enough to train from scratch on a CPU.
+    """Builds a ResNet of one basic block per stage, to be trained from scratch on a CPU.
 
     MODEL.SMALL_RESNET.CHANNELS gives the channels of the stem and of res2, res3, ...
     """

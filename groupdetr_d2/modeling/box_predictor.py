@@ -15,12 +15,12 @@ PRIOR_PROBABILITY = 0.01  # of any class at any query, at the start (RetinaNet's
 
 
 class BoxPredictor(nn.Module):
-    """Class logits, and boxes relative to each query's reference.
+    """Heads that predict class logits, and boxes relative to each query's reference.
 
     Args:
         num_layers: decoder layers.
         shared: whether all layers share one pair of heads.
-        eps: of the inverse sigmoid; it must match the checkpoint.
+        eps: bound of the inverse sigmoid; it must match the checkpoint.
         size_bias: the first layer's start of width and height, before the sigmoid.
     """
 
@@ -47,18 +47,18 @@ class BoxPredictor(nn.Module):
         nn.init.constant_(self.layer_box_heads[0].layers[-1].bias[2:], size_bias)
 
     def move(self, layer: int, content: Tensor, reference: Tensor) -> Tensor:
-        """A decoder layer's boxes (B, Q, 4) around its references (B, Q, D)."""
+        """Moves the references (B, Q, D) of a decoder layer to its boxes (B, Q, 4)."""
         offset = self.layer_box_heads[layer % len(self.layer_box_heads)](content)
         return self._place(offset, self._start(reference))
 
     def forward(self, hidden_states: Tensor, references: Sequence[Tensor]) -> BoxPredictions:
-        """(L, B, Q, C) and L references (B, Q, D) -> float32 logits and boxes."""
+        """Predicts float32 logits and boxes from (L, B, Q, C) and L references (B, Q, D)."""
         starts = torch.stack([self._start(x) for x in references])  # (L, B, Q, 4)
         boxes = self._place(_apply(self.layer_box_heads, hidden_states), starts)
         return BoxPredictions(at_least_float32(_apply(self.class_heads, hidden_states)), boxes)
 
     def _start(self, reference: Tensor) -> Tensor:
-        """(B, Q, 2 or 4) in [0, 1] -> logits (B, Q, 4); the size of a point is 0.5."""
+        """Maps references (B, Q, 2 or 4) in [0, 1] to logits (B, Q, 4); a point has size 0.5."""
         start = inverse_sigmoid(reference, self.eps)
         return F.pad(start, (0, 4 - start.shape[-1]))
 
@@ -68,14 +68,14 @@ class BoxPredictor(nn.Module):
 
 
 def _apply(heads: nn.ModuleList, hidden_states: Tensor) -> Tensor:
-    """Each head on its layer; a shared one on all layers in one call."""
+    """Applies each head to its layer, a shared one to all layers in one call."""
     if len(heads) == 1:
         return heads[0](hidden_states)
     return torch.stack([head(x) for head, x in zip(heads, hidden_states, strict=True)])
 
 
 def build_box_predictor(cfg, *, shared: bool, eps: float, size_bias: float = 0.0) -> BoxPredictor:
-    """From MODEL.DETR.HIDDEN_DIM, NUM_CLASSES and DEC_LAYERS."""
+    """Builds the heads from MODEL.DETR.HIDDEN_DIM, NUM_CLASSES and DEC_LAYERS."""
     detr = cfg.MODEL.DETR
     return BoxPredictor(
         d_model=detr.HIDDEN_DIM,

@@ -1,4 +1,4 @@
-"""The one decoder loop that the box-predicting DETRs share.
+"""The one decoder loop that DETRs share.
 
 A DETR is three strategies handed to it:
 
@@ -54,16 +54,16 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder layers around an explicit reference point or box per query.
+    """A stack of decoder layers around an explicit reference per query.
 
     Args:
         make_layer: builds layer ``i``.
-        query_position: where the queries of a layer look; see the module's docstring.
+        query_position: computes the queries' positions; see the module's docstring.
         norm: applied to what the heads see, not to what the next layer sees.
-        refine: whether a layer moves the reference by the box head's output on its un-normed
-            content. The next layer reads the moved reference without its gradient.
-        look_forward_twice: whether the box loss of a layer reaches the layer before it through
-            the reference that the boxes are predicted from (DAB-DETR, DINO).
+        refine: whether a layer moves the reference by the predictor, from its un-normed content.
+            The next layer reads the moved reference without its gradient.
+        look_forward_twice: whether the loss of a layer reaches the layer before it through the
+            reference that its predictions start from (DAB-DETR, DINO).
         recompute: whether backward computes a layer anew instead of keeping its activations.
     """
 
@@ -93,7 +93,8 @@ class Decoder(nn.Module):
     def forward(
         self, queries: Queries, memory: Memory, groups: QueryGroups, move: Callable[..., Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """
+        """Runs all layers.
+
         Args:
             move: the heads' ``(layer, content, reference) -> reference``, used for refinement.
 

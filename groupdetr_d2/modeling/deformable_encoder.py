@@ -16,7 +16,7 @@ from .reference_points import cell_centers, on_padded_maps
 
 
 class DeformableEncoderLayer(nn.Module):
-    """Deformable self-attention and FFN."""
+    """Deformable self-attention and a feed-forward network."""
 
     def __init__(self, attention: MSDeformAttn, ffn: nn.Module, *, d_model: int, dropout: float):
         super().__init__()
@@ -26,7 +26,7 @@ class DeformableEncoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, memory: Memory, reference: Tensor) -> Tensor:
-        """Updated features (B, S, C); `reference` is (B, S, levels, 2)."""
+        """Returns updated features (B, S, C); `reference` is (B, S, levels, 2)."""
         features = memory.features
         update = self.self_attn(
             features + memory.pos, reference, features, memory.spatial_shapes, memory.padding_mask
@@ -36,7 +36,7 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """A stack of deformable layers; what it returns has the level embedding in its positions.
+    """A stack of deformable layers; the positions it returns contain the level embedding.
 
     Args:
         recompute: whether backward computes a layer anew instead of keeping its activations.
@@ -72,7 +72,7 @@ class DeformableEncoder(nn.Module):
         xavier_init(self.layers)
 
     def forward(self, memory: Memory) -> Memory:
-        """The memory with encoded features, and positions that tell levels apart."""
+        """Returns the memory with encoded features, and positions that tell levels apart."""
         sizes = [h * w for h, w in memory.spatial_shapes]
         parts = zip(memory.pos.split(sizes, 1), self.level_embedding, strict=True)
         memory = replace(memory, pos=torch.cat([pos + level for pos, level in parts], 1))

@@ -11,8 +11,8 @@ denoising queries.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +60,22 @@ class DenoisingLayout:
         return replace(matched, denoised=denoised)
 
 
+class ReferenceNoise(Protocol):
+    """Moves the references of a task's targets; `size` is D, the numbers of a reference."""
+
+    size: int
+
+    def __call__(self, targets: Any, amount: Tensor) -> Tensor:
+        """Returns references (K, R, T, D) for amounts (K, R, T, D) in [-1, 1) of the noise."""
+
+
 class Denoising(nn.Module, ABC):
     """Label embeddings, and queries made from noised targets; the kinds are subclasses.
 
     Args:
         num_queries: noised targets wanted per group; with a negative copy each, twice as many.
         label_noise: probability that a label is drawn anew from all classes.
-        reference_noise: called as ``reference_noise(targets, amount)`` with amounts (K, R, T, D) in
-            [-1, 1), and returns references (K, R, T, D); its ``size`` is D.
+        reference_noise: moves the references of targets.
     """
 
     copies: int  # of a target in a repetition; the first one is matched with its target
@@ -81,7 +89,7 @@ class Denoising(nn.Module, ABC):
         d_model: int,
         num_queries: int,
         label_noise: float,
-        reference_noise: Callable[[Targets, Tensor], Tensor],
+        reference_noise: ReferenceNoise,
     ):
         super().__init__()
         # the last row is the label of queries that have none
@@ -137,8 +145,8 @@ class Denoising(nn.Module, ABC):
     def _layout(self, image: Tensor, query: Tensor, repetitions: int) -> DenoisingLayout:
         """The layout from images (T,) and the queries (K, R, T) that are matched with targets."""
         target = torch.arange(query.shape[2], device=image.device)
-        located = (x.expand(query.shape).flatten() for x in (image, query, target))
-        return DenoisingLayout(*located, repetitions, self.background)
+        image, target = (x.expand(query.shape).flatten() for x in (image, target))
+        return DenoisingLayout(image, query.flatten(), target, repetitions, self.background)
 
     def _join(
         self,

@@ -15,7 +15,7 @@ from ..structures import Memory
 def build_ffn(
     d_model: int, dim_feedforward: int, dropout: float, activation: str = "relu"
 ) -> nn.Sequential:
-    """(..., C) -> (..., C): linear, activation ("relu" or "prelu"), dropout, linear."""
+    """Builds a feed-forward network: linear, activation ("relu" or "prelu"), dropout, linear."""
     between = {
         "relu": lambda: ReluDropout(dropout),
         "prelu": lambda: nn.Sequential(nn.PReLU(), Dropout(dropout)),

@@ -74,7 +74,7 @@ def build_detr_head(cfg, backbone_shape: Mapping[str, ShapeSpec]) -> DETRHead:
 
 
 def build_groups(cfg) -> QueryGroups:
-    """The groups of training, from MODEL.DETR.*.
+    """Builds the groups of training from MODEL.DETR.*.
 
     Raises:
         UserError: joint self-attention together with denoising, whose mask is one group's.

@@ -1,7 +1,7 @@
 """The meta-architectures: images and targets in, losses or `Instances` out."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import configurable
@@ -131,7 +131,7 @@ class SetPredictor(nn.Module, ABC):
         """Collects the criterion's targets from the inputs' "instances"."""
 
     @abstractmethod
-    def postprocess(self, predictions: Predictions, batched_inputs: list[dict]) -> list[dict]:
+    def postprocess(self, predictions: Any, batched_inputs: list[dict]) -> list[dict]:
         """Turns the last layer's predictions into Detectron2's output format."""
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
@@ -148,7 +148,7 @@ def task_of(cfg) -> Task:
 
 @META_ARCH_REGISTRY.register()
 class GroupDETR(SetPredictor):
-    """2D detection with any DETR of `variants/`."""
+    """The meta-architecture of 2D detection, with any DETR of `variants/`."""
 
     task = BOXES
 

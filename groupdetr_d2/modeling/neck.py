@@ -1,4 +1,4 @@
-"""From backbone features to the sequence that an encoder reads."""
+"""The neck: from backbone features to the sequence that an encoder reads."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,8 @@ class Neck(nn.Module):
         self.position = position
 
     def forward(self, features: dict[str, Tensor], padding_mask: Tensor | None) -> Memory:
-        """
+        """Returns the memory of all levels, not yet encoded.
+
         Args:
             features: (B, channels, H, W) by name.
             padding_mask: (B, height, width) bool of the image batch, True on padding, or None.
@@ -61,7 +62,7 @@ class Neck(nn.Module):
 
 
 def _mask_like(feature_map: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """The image's padding mask at the map's resolution by nearest neighbour, (B, H, W) bool."""
+    """Resizes the images' padding mask to a map by nearest neighbour, (B, H, W) bool."""
     batch, _, height, width = feature_map.shape
     if padding_mask is None:
         return torch.zeros(batch, height, width, dtype=torch.bool, device=feature_map.device)
@@ -69,7 +70,7 @@ def _mask_like(feature_map: Tensor, padding_mask: Tensor | None) -> Tensor:
 
 
 def build_neck(cfg, backbone_shape) -> Neck:
-    """From MODEL.DETR.IN_FEATURES, EXTRA_LEVELS, PROJECTION_NORM and POSITION_*."""
+    """Builds the neck from MODEL.DETR.IN_FEATURES, EXTRA_LEVELS, PROJECTION_NORM, POSITION_*."""
     detr = cfg.MODEL.DETR
     position = SinePositionEmbedding(
         detr.HIDDEN_DIM // 2, detr.POSITION_TEMPERATURE, detr.POSITION_OFFSET
@@ -79,7 +80,7 @@ def build_neck(cfg, backbone_shape) -> Neck:
 
 
 def build_projections(cfg, backbone_shape) -> Sequence[nn.Module]:
-    """A 1 x 1 convolution a feature map, then a 3 x 3 one of stride 2 for each extra level.
+    """Builds a 1 x 1 convolution per feature map, and a 3 x 3 one of stride 2 per extra level.
 
     MODEL.DETR.PROJECTION_NORM may add a GroupNorm.
     """

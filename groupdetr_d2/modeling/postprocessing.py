@@ -1,4 +1,4 @@
-"""From logits and boxes to Detectron2 `Instances`."""
+"""Postprocessing: from logits and boxes to Detectron2 `Instances`."""
 
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
@@ -9,7 +9,7 @@ from ..layers.selection import top_k
 def top_k_instances(
     logits: Tensor, boxes: Tensor, image_sizes: list[tuple[int, int]], k: int
 ) -> list[Instances]:
-    """Those of :func:`top_k` as `Instances`, with boxes in pixels.
+    """Makes `Instances` with boxes in pixels of :func:`top_k`.
 
     Args:
         image_sizes: (height, width) of each image.

@@ -1,4 +1,4 @@
-"""Where the decoder's queries come from: a bank of K*N learned rows, or parts computed from it."""
+"""The queries of the decoder: from a bank of K*N learned rows, or computed from it."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from ..structures import Memory, Queries, QueryPosition
 
 
 class QueryBank(nn.Module):
-    """K*N learned rows, group by group.
+    """A bank of K*N learned rows, group by group.
 
     The buffer `shape`, [K, N], travels in checkpoints: without it a bank of 3300 rows could be 11
     groups of 300 or 33 of 100, and loading it into a model of other K or N would mix the groups.
@@ -25,12 +25,12 @@ class QueryBank(nn.Module):
         self.register_buffer("shape", torch.tensor([groups.num_groups, groups.num_queries]))
 
     def forward(self, groups: QueryGroups) -> Tensor:
-        """The rows of `groups`, (K*N, C)."""
+        """Returns the rows of `groups`, (K*N, C)."""
         return groups.rows_of(self.weight)
 
 
 def for_each_image(rows: Tensor, memory: Memory) -> Tensor:
-    """(K*N, C) -> (B, K*N, C), a view."""
+    """Expands (K*N, C) to (B, K*N, C), a view."""
     return rows.expand(memory.features.shape[0], -1, -1)
 
 
@@ -47,7 +47,7 @@ class PositionQueries(nn.Module):
         xavier_init(self.ref_point_head)
 
     def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
-        """Queries of (B, K*N)."""
+        """Returns queries of (B, K*N, .)."""
         pos = self.bank(groups)  # (K*N, C)
         reference = at_least_float32(self.ref_point_head(pos)).sigmoid()  # (K*N, 2)
         pos, reference = (for_each_image(x, memory) for x in (pos, reference))
@@ -63,7 +63,7 @@ class AnchorQueries(nn.Module):
         self.d_model = d_model
 
     def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
-        """Queries of (B, K*N)."""
+        """Returns queries of (B, K*N, .)."""
         reference = for_each_image(at_least_float32(self.bank(groups)).sigmoid(), memory)
         content = reference.new_zeros(*reference.shape[:2], self.d_model)
         return Queries(content=content, reference=reference)
@@ -80,7 +80,7 @@ class LearnedQueries(nn.Module):
         nn.init.zeros_(self.reference_head.bias)
 
     def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
-        """Queries of (B, K*N)."""
+        """Returns queries of (B, K*N, .)."""
         pos, content = self.bank(groups).chunk(2, dim=-1)  # (K*N, C) each
         reference = at_least_float32(self.reference_head(pos)).sigmoid()  # (K*N, 2)
         content, reference, pos = (for_each_image(x, memory) for x in (content, reference, pos))
@@ -101,7 +101,7 @@ class LearnedAnchorQueries(nn.Module):
         self.indicator = indicator
 
     def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
-        """Queries of (B, K*N)."""
+        """Returns queries of (B, K*N, .)."""
         reference = at_least_float32(self.bank(groups)).sigmoid()  # (K*N, 4)
         content = F.pad(self.content_bank(groups), (0, self.indicator))  # (K*N, C)
         content, reference = (for_each_image(x, memory) for x in (content, reference))

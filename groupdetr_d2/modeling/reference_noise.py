@@ -1,8 +1,7 @@
 """Noise on the boxes that denoising queries start from (DN-DETR, DINO)."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from ..losses.box2d import BoxTargets
 from .denoising import Denoising
 
 
-@dataclass(frozen=True)
+@dataclass
 class BoxNoise(ABC):
     """Moves the boxes of targets.
 
@@ -24,7 +23,7 @@ class BoxNoise(ABC):
 
     scale: float
     eps: float
-    size: ClassVar[int] = 4  # D, the numbers of a reference
+    size: int = field(default=4, init=False)  # D, the numbers of a reference
 
     def __call__(self, targets: BoxTargets, amount: Tensor) -> Tensor:
         """Returns references (K, R, T, 4) for amounts (K, R, T, 4) in [-1, 1) of the noise."""
@@ -39,7 +38,7 @@ class CenterAndSizeNoise(BoxNoise):
     """DN-DETR's noise: a centre moves by up to `scale` times half the size, a size by `scale`."""
 
     def move(self, boxes: Tensor, amount: Tensor) -> Tensor:
-        """See :meth:`BoxNoise.move`."""
+        """Moves centres and sizes, see :meth:`BoxNoise.move`."""
         size = boxes[:, 2:]
         reach = torch.cat([size / 2, size], -1) * self.scale  # (T, 4)
         return (boxes + amount * reach).clamp(0, 1)
@@ -52,7 +51,7 @@ class BorderNoise(BoxNoise):
     """
 
     def move(self, boxes: Tensor, amount: Tensor) -> Tensor:
-        """See :meth:`BoxNoise.move`."""
+        """Moves borders, see :meth:`BoxNoise.move`."""
         positive, negative = amount.unflatten(1, (-1, 2)).unbind(2)  # (K, R/2, T, 4) each
         negative = negative + torch.where(negative < 0, -1.0, 1.0)
         amount = torch.stack([positive, negative], 2).flatten(1, 2)

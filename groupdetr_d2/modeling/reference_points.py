@@ -1,4 +1,4 @@
-"""Where memory positions and references are, relative to an image and to its padded maps."""
+"""Memory positions and references, relative to an image and to its padded maps."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from ..structures import Memory
 
 
 def cell_centers(memory: Memory) -> Tensor:
-    """Every cell's centre relative to the unpadded image: (B, S, 2), x before y."""
+    """Computes every cell's centre relative to the unpadded image, (B, S, 2), x before y."""
     extents, centers = memory.valid_extents(), []
     for i, (height, width) in enumerate(memory.spatial_shapes):
         y, x = torch.meshgrid(
@@ -21,6 +21,6 @@ def cell_centers(memory: Memory) -> Tensor:
 
 
 def on_padded_maps(reference: Tensor, memory: Memory) -> Tensor:
-    """(B, Q, 2 or 4) relative to the image -> (B, Q, levels, 2 or 4) relative to each map."""
+    """Maps (B, Q, 2 or 4) relative to the image to (B, Q, levels, 2 or 4) relative to each map."""
     ratios = memory.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)  # (B, levels, 2 or 4)
     return reference[:, :, None] * ratios[:, None]

@@ -27,7 +27,7 @@ CHUNK = 2**25  # numbers held at a time while all positions are scored
 
 
 class ProposalHeads(nn.Module):
-    """K projections of the memory, and K pairs of heads."""
+    """K projections of the memory, and K pairs of heads, one of each per group."""
 
     def __init__(self, groups: QueryGroups, d_model: int, num_classes: int):
         super().__init__()
@@ -42,12 +42,12 @@ class ProposalHeads(nn.Module):
         nn.init.zeros_(self.box_head.layers[-1].get_parameter("bias"))
 
     def features(self, tokens: Tensor, groups: QueryGroups) -> Tensor:
-        """(K, M, C), or (1, M, C) for all groups alike -> (K, M, C)."""
+        """Projects (K, M, C), or (1, M, C) for all groups alike, to (K, M, C)."""
         return self.norm(self.projection(tokens, groups), groups)
 
     @torch.no_grad()
     def scores(self, tokens: Tensor, groups: QueryGroups, class_agnostic: bool) -> Tensor:
-        """(1, M, C) -> (K, M): class 0's logit, or the best class's; part by part."""
+        """Scores (1, M, C) as (K, M): class 0's logit, or the best class's; part by part."""
         if torch.compiler.is_compiling():  # an export has one part, whatever the image's size
             parts = [tokens]
         else:
@@ -75,7 +75,7 @@ class TwoStageQueries(nn.Module):
         self.heads, self.content, self.class_agnostic = heads, content, class_agnostic
 
     def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
-        """Queries of (B, K*N)."""
+        """Returns queries of (B, K*N, .)."""
         anchors, valid = make_anchors(memory)  # (B, S, 4), (B, S)
         tokens = memory.features.masked_fill(~valid[..., None], 0)  # (B, S, C)
         flat = tokens.detach().flatten(0, 1)[None]
@@ -84,28 +84,30 @@ class TwoStageQueries(nn.Module):
         if self.class_agnostic:
             every = torch.arange(valid.shape[1], device=best.device)
             shape = (valid.shape[0], groups.num_groups, -1)
-            features, proposals = self._propose(tokens, anchors, every.expand(shape), groups)
+            features, proposed = self._propose(tokens, anchors, every.expand(shape), groups)
             first = torch.arange(groups.num_groups, device=best.device) * valid.shape[1]
             best = (best.unflatten(1, shape[1:]) + first[:, None]).flatten(1)  # of all groups'
         else:
             index = groups.per_group(best, 1)  # (B, K, N)
-            features, proposals = self._propose(tokens, anchors, index, groups)
+            features, proposed = self._propose(tokens, anchors, index, groups)
             best = torch.arange(best.shape[1], device=best.device).expand(best.shape)
-        boxes = gather(proposals.predictions.boxes[0], best).detach()  # (B, K*N, 4)
+        boxes = gather(proposed.boxes[0], best).detach()  # (B, K*N, 4)
+        sizes = QueryGroups(proposed.logits.shape[2] // groups.num_groups, groups.num_groups)
+        proposals = Proposals(proposed, sizes, self.class_agnostic)
         content, pos = self.content(gather(features, best), boxes, memory, groups)
         return Queries(content=content, reference=boxes, pos=pos, proposals=proposals)
 
     @staticmethod
     def select(scores: Tensor, groups: QueryGroups) -> Tensor:
-        """(B, K, S) -> the indices of the best N, (B, K*N), best first."""
+        """Selects from scores (B, K, S) the indices of the best N, (B, K*N), best first."""
         best = scores.topk(min(groups.num_queries, scores.shape[-1]), dim=-1).indices
         again = -(-groups.num_queries // best.shape[-1])
         return best.repeat(1, 1, again)[..., : groups.num_queries].flatten(1)
 
     def _propose(
         self, tokens: Tensor, anchors: Tensor, index: Tensor, groups: QueryGroups
-    ) -> tuple[Tensor, Proposals]:
-        """Features (B, K*M, C) and predictions at the positions `index`, (B, K, M)."""
+    ) -> tuple[Tensor, BoxPredictions]:
+        """Returns features (B, K*M, C) and predictions at the positions `index`, (B, K, M)."""
         batch, _, number = index.shape
 
         def by_group(x: Tensor) -> Tensor:  # (B, S, .) -> (K, B*M, .)
@@ -120,19 +122,16 @@ class TwoStageQueries(nn.Module):
         logits = by_image(at_least_float32(self.heads.class_head(features, groups)))
         offsets = at_least_float32(self.heads.box_head(features, groups))
         boxes = by_image((offsets + by_group(anchors)).sigmoid())
-        sizes = QueryGroups(number, groups.num_groups)
-        predictions = BoxPredictions(logits[None], boxes[None])
-        proposals = Proposals(predictions, sizes, self.class_agnostic)
-        return by_image(features), proposals
+        return by_image(features), BoxPredictions(logits[None], boxes[None])
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:
-    """(B, S, C) at (B, M) -> (B, M, C)."""
+    """Gathers (B, M, C) from (B, S, C) at indices (B, M)."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def make_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
-    """A box at every position, as logits (B, S, 4), and which positions count, (B, S).
+    """Makes a box at every position, as logits (B, S, 4); also returns which count, (B, S).
 
     Padded positions and boxes at the image's border do not; their logits are infinite.
     """
@@ -155,7 +154,7 @@ class SelectedContent(nn.Module):
     def forward(
         self, features: Tensor, boxes: Tensor, memory: Memory, groups: QueryGroups
     ) -> tuple[Tensor, None]:
-        """Content (B, K*N, C); no learned position."""
+        """Returns content (B, K*N, C), and no learned position."""
         return features.detach(), None
 
 
@@ -171,7 +170,7 @@ class LearnedContent(nn.Module):
     def forward(
         self, features: Tensor, boxes: Tensor, memory: Memory, groups: QueryGroups
     ) -> tuple[Tensor, None]:
-        """Content (B, K*N, C); no learned position."""
+        """Returns content (B, K*N, C), and no learned position."""
         return for_each_image(self.bank(groups), memory), None
 
 
@@ -187,7 +186,7 @@ class BoxContent(nn.Module):
     def forward(
         self, features: Tensor, boxes: Tensor, memory: Memory, groups: QueryGroups
     ) -> tuple[Tensor, Tensor]:
-        """Content and position, (B, K*N, C) each."""
+        """Returns content and position, (B, K*N, C) each."""
         y, x, w, h = sine_embedding(boxes, features.shape[-1] // 2).chunk(4, -1)
         sine = torch.cat([x, y, w, h], -1)  # in this order here alone
         pos, content = self.norm(self.projection(sine)).chunk(2, -1)

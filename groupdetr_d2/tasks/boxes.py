@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.transforms import HFlipTransform
 from detectron2.evaluation import COCOEvaluator
@@ -31,7 +32,7 @@ CORNERS = ("x1", "y1", "x2", "y2")
 EXPORTED_PIXELS, EXPORTED_SCORE = 1.0, 1e-3  # largest difference of an equal detection
 
 
-def build_mapper(cfg, is_train: bool) -> SeededMapper:
+def build_mapper(cfg: CfgNode, is_train: bool) -> SeededMapper:
     """Builds DETR's augmentation with the seed of the run."""
     return SeededMapper(
         build_detr_augmentation(cfg, is_train),
@@ -43,7 +44,7 @@ def build_mapper(cfg, is_train: bool) -> SeededMapper:
     )
 
 
-def build_criterion(cfg) -> SetCriterion:
+def build_criterion(cfg: CfgNode) -> SetCriterion:
     """Builds DETR's three costs and losses of boxes. The class cost is 2 in every variant.
 
     Raises:

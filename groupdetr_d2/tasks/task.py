@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..evaluation.detection_curves import ImageResult
 from ..losses.criterion import SetCriterion
-from ..structures import Predictions
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,14 @@ class ExportedOutputs:
     """
 
     names: tuple[str, ...]
-    select: Callable[[Predictions, tuple[int, int], int], tuple[Tensor, ...]]
+    select: Callable[..., tuple[Tensor, ...]]
     are_equal: Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], np.ndarray]
     description: str  # of the outputs, for the user; "{k}" stands for their number
 
 
 @dataclass(frozen=True)
 class Task:
-    """What differs between 2D boxes, masks and 3D boxes, at the two ends of a model.
+    """The differences between 2D boxes, masks and 3D boxes, at the two ends of a model.
 
     Attributes:
         metric: name of the number by which models are compared, in metrics.json; its first part
@@ -73,7 +72,7 @@ class Task:
     columns: tuple[str, ...]
     flat_record: Callable[[dict], dict]
     coco_record: Callable[[dict], dict]
-    draw: Callable[[np.ndarray, Instances, Sequence[str]], np.ndarray]
+    draw: Callable[..., np.ndarray]
     flip: Callable[[Instances, int], Instances] | None
     merge: Callable[[Sequence[Instances], int], Instances] | None
     exported: ExportedOutputs

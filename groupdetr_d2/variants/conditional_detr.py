@@ -32,7 +32,7 @@ class ConditionalSelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, content: Tensor, pos: Tensor, attn_mask: Tensor | None) -> Tensor:
-        """(B, length, C) of one group each; `attn_mask` is (length, length) or None."""
+        """Returns the update (B, length, C); `attn_mask` is (length, length) or None."""
         q = self.q_content(content) + self.q_pos(pos)
         k = self.k_content(content) + self.k_pos(pos)
         dropout = self.dropout if self.training else 0.0
@@ -54,7 +54,7 @@ class ConditionalCrossAttention(nn.Module):
     def forward(
         self, content: Tensor, position: QueryPosition, reference: Tensor, memory: Memory
     ) -> Tensor:
-        """(B, Q, C); keys and values are projected once, for the queries of all groups."""
+        """Returns the update (B, Q, C); keys are projected once for the queries of all groups."""
         q, k = self.queries_and_keys(content, position, memory)
         mask = memory.padding_mask
         attn_mask = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
@@ -65,7 +65,7 @@ class ConditionalCrossAttention(nn.Module):
     def queries_and_keys(
         self, content: Tensor, position: QueryPosition, memory: Memory
     ) -> tuple[Tensor, Tensor]:
-        """(B, Q, 2C) and (B, S, 2C), [content | position] head by head."""
+        """Returns (B, Q, 2C) and (B, S, 2C), [content | position] head by head."""
         q, k, k_pos = (
             self.q_content(content),
             self.k_content(memory.features),
@@ -90,7 +90,7 @@ class ConditionalQueryPosition(nn.Module):
         self.query_scale = MLP(d_model, d_model, d_model, 2)
 
     def forward(self, layer: int, queries: Queries, memory: Memory) -> QueryPosition:
-        """The scale is read from the un-normed content, and is 1 ahead of the first layer."""
+        """Scales by the un-normed content, from the second layer on."""
         sine = sine_embedding(queries.reference[..., :2], self.num_feats)  # (B, Q, C)
         if layer > 0:
             sine = sine * self.query_scale(queries.content)
@@ -101,7 +101,7 @@ class ConditionalQueryPosition(nn.Module):
 def build_conditional_layer(
     layer: int, ffn: nn.Module, *, d_model: int, num_heads: int, dropout: float
 ) -> DecoderLayer:
-    """Decoder layer number `layer`."""
+    """Builds decoder layer number `layer`."""
     return DecoderLayer(
         ConditionalSelfAttention(d_model, num_heads, dropout),
         ConditionalCrossAttention(d_model, num_heads, dropout, first_layer=layer == 0),
@@ -113,7 +113,7 @@ def build_conditional_layer(
 
 @VARIANT_REGISTRY.register()
 def conditional_detr(cfg, backbone_shape) -> DETRHead:
-    """Conditional DETR from MODEL.DETR.*."""
+    """Builds Conditional DETR from MODEL.DETR.*."""
     detr = cfg.MODEL.DETR
     d_model, num_heads, dropout = detr.HIDDEN_DIM, detr.NHEADS, detr.DROPOUT
     sizes = {"d_model": d_model, "num_heads": num_heads, "dropout": dropout}

@@ -25,7 +25,7 @@ EPS = 1e-3  # of the inverse sigmoid; Deformable DETR has 1e-5
 
 
 class BoxQueryPosition(nn.Module):
-    """Positions from boxes, which are measured on the padded map of the finest level.
+    """Query positions from boxes, which are measured on the padded map of the finest level.
 
     Args:
         scaled: whether the content scales the positions, from the second layer on.
@@ -38,7 +38,7 @@ class BoxQueryPosition(nn.Module):
         self.query_scale = MLP(d_model, d_model, d_model, 2) if scaled else None
 
     def forward(self, layer: int, queries: Queries, memory: Memory) -> QueryPosition:
-        """(B, Q, C)."""
+        """Returns positions (B, Q, C)."""
         boxes = queries.reference * memory.valid_ratios[:, :1].repeat(1, 1, 2)
         pos = self.ref_point_head(sine_embedding(boxes, self.num_feats))  # y, x, w, h
         if self.query_scale is not None and layer > 0:

@@ -24,7 +24,7 @@ EPS = 1e-3  # of the inverse sigmoid; Conditional DETR has 1e-5
 
 
 class AnchorQueryPosition(nn.Module):
-    """Positions from anchor boxes; width and height modulate the spatial query."""
+    """Query positions from anchor boxes; width and height modulate the spatial query."""
 
     def __init__(self, d_model: int):
         super().__init__()
@@ -34,7 +34,7 @@ class AnchorQueryPosition(nn.Module):
         self.ref_anchor_head = MLP(d_model, d_model, 2, 2)
 
     def forward(self, layer: int, queries: Queries, memory: Memory) -> QueryPosition:
-        """Ahead of the first layer the scale is 1, but the modulation is there."""
+        """Modulates at every layer, and scales by the content from the second layer on."""
         content, reference = queries.content, queries.reference
         box_sine = sine_embedding(reference, self.num_feats)  # (B, Q, 2C): y, x, w, h
         sine = box_sine[..., : 2 * self.num_feats]
@@ -43,7 +43,7 @@ class AnchorQueryPosition(nn.Module):
         return QueryPosition(self.ref_point_head(box_sine), sine * self._modulation(queries))
 
     def _modulation(self, queries: Queries) -> Tensor:
-        """(B, Q, C): the y half times h / h_anchor, the x half times w / w_anchor."""
+        """Computes (B, Q, C): h / h_anchor for the y half, w / w_anchor for the x half."""
         width_height = self.ref_anchor_head(queries.content).sigmoid()
         ratio = width_height / queries.reference[..., 2:]  # (B, Q, 2), w before h
         return ratio.flip(-1).repeat_interleave(self.num_feats, dim=-1)
@@ -51,7 +51,7 @@ class AnchorQueryPosition(nn.Module):
 
 @VARIANT_REGISTRY.register()
 def dab_detr(cfg, backbone_shape) -> DETRHead:
-    """DAB-DETR from MODEL.DETR.*."""
+    """Builds DAB-DETR from MODEL.DETR.*."""
     detr = cfg.MODEL.DETR
     d_model, dropout = detr.HIDDEN_DIM, detr.DROPOUT
     sizes = {"d_model": d_model, "num_heads": detr.NHEADS, "dropout": dropout}

@@ -1,6 +1,6 @@
 """Deformable DETR (Zhu et al., ICLR 2021, arXiv 2010.04159), with box refinement or two stages.
 
-Encoder and decoder look at a few learned points of every feature level instead of at all positions.
+Encoder and decoder attend to a few learned points of every feature level instead of all positions.
 """
 
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class DeformableCrossAttention(nn.Module):
     def forward(
         self, content: Tensor, position: QueryPosition, reference: Tensor, memory: Memory
     ) -> Tensor:
-        """(B, Q, C)."""
+        """Returns the update (B, Q, C)."""
         return self.attention(
             content + position.pos,
             on_padded_maps(reference, memory),
@@ -46,13 +46,13 @@ class DeformableCrossAttention(nn.Module):
     def sampling_points(
         self, content: Tensor, position: QueryPosition, reference: Tensor, memory: Memory
     ) -> tuple[Tensor, Tensor]:
-        """Where it looks, see :meth:`MSDeformAttn.sampling_points`."""
+        """Computes the points sampled, see :meth:`MSDeformAttn.sampling_points`."""
         query, reference = content + position.pos, on_padded_maps(reference, memory)
         return self.attention.sampling_points(query, reference, memory.spatial_shapes)
 
 
 def build_deformable_layer(cfg) -> DecoderLayer:
-    """A decoder layer from MODEL.DETR.*."""
+    """Builds a decoder layer from MODEL.DETR.*."""
     detr = cfg.MODEL.DETR
     num_levels = len(detr.IN_FEATURES) + detr.EXTRA_LEVELS
     return DecoderLayer(
@@ -65,7 +65,7 @@ def build_deformable_layer(cfg) -> DecoderLayer:
 
 
 def build_queries(cfg) -> nn.Module:
-    """Learned queries, or with MODEL.DETR.TWO_STAGE "objectness" the first stage's boxes."""
+    """Builds learned queries, or with MODEL.DETR.TWO_STAGE "objectness" the first stage's."""
     detr, groups = cfg.MODEL.DETR, build_groups(cfg)
     if not detr.TWO_STAGE:
         return LearnedQueries(groups, detr.HIDDEN_DIM)
@@ -80,7 +80,7 @@ def build_queries(cfg) -> nn.Module:
 
 @VARIANT_REGISTRY.register()
 def deformable_detr(cfg, backbone_shape) -> DETRHead:
-    """Deformable DETR from MODEL.DETR.*; BOX_REFINE and TWO_STAGE choose its forms."""
+    """Builds Deformable DETR from MODEL.DETR.*; BOX_REFINE and TWO_STAGE choose its forms."""
     detr = cfg.MODEL.DETR
     encoder = build_deformable_encoder(cfg)
     decoder = Decoder(

@@ -52,12 +52,13 @@ class SemanticAligner(nn.Module):
         nn.init.zeros_(self.points[-1].get_parameter("bias"))
 
     def forward(self, reference: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """
+        """Samples the memory at salient points of each box.
+
         Args:
             reference: (B, Q, 4) boxes in [0, 1] of the unpadded image.
 
         Returns:
-            contents (B, Q, heads, C), and what the points' network says, (B, Q, outputs).
+            contents (B, Q, heads, C), and the output of the points' network, (B, Q, outputs).
         """
         feature_map = memory.features.unflatten(1, memory.spatial_shapes[0])  # (B, H, W, C)
         extent = memory.valid_extents().repeat(1, 1, 2)  # (B, 1, 4)
@@ -88,7 +89,7 @@ class SemanticAlignedCrossAttention(nn.Module):
 
     Args:
         gaussian: whether SMCA's Gaussians are added.
-        level: the feature level to look at.
+        level: the feature level to attend to.
     """
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, *, gaussian: bool, level: int):
@@ -107,7 +108,7 @@ class SemanticAlignedCrossAttention(nn.Module):
     def forward(
         self, content: Tensor, position: QueryPosition, reference: Tensor, memory: Memory
     ) -> Tensor:
-        """(B, Q, C); `content` only gates what is resampled."""
+        """Returns the update (B, Q, C); `content` only gates what is resampled."""
         memory = memory.level(self.level)
         q, k = self.queries_and_keys(content, reference, memory)
         return self.out_proj(self._attend(q, k, memory))
@@ -115,7 +116,7 @@ class SemanticAlignedCrossAttention(nn.Module):
     def queries_and_keys(
         self, content: Tensor, reference: Tensor, memory: Memory
     ) -> tuple[Tensor, Tensor]:
-        """(B, Q, heads * C) and (B, S, heads * C), with a few more channels for Gaussians."""
+        """Returns (B, Q, heads * C) and (B, S, heads * C), Gaussians add a few channels."""
         sampled, outputs = self.aligner(reference, memory)  # (B, Q, heads, C), (B, Q, .)
         per_head = (self.num_heads, content.shape[-1])
         offset = outputs[..., : 2 * self.num_heads].tanh().unflatten(-1, (-1, 2))
@@ -134,7 +135,7 @@ class SemanticAlignedCrossAttention(nn.Module):
         return q.flatten(2), k.flatten(2)
 
     def _attend(self, q: Tensor, k: Tensor, memory: Memory) -> Tensor:
-        """(B, Q, C); with Gaussians in float32, since their square cancels in half precision."""
+        """Attends; Gaussians need float32, since their square cancels in half precision."""
         mask, v = memory.padding_mask, self.v(memory.features)
         attn_mask = None if mask is None else mask[:, None, None]  # (B, 1, 1, S)
         dropout = self.dropout if self.training else 0.0
@@ -148,7 +149,7 @@ class SemanticAlignedCrossAttention(nn.Module):
 def append_gaussian(
     q: Tensor, k: Tensor, centers: Tensor, spread: Tensor, memory: Memory
 ) -> tuple[Tensor, Tensor]:
-    """Channels whose product adds -sum((center - cell)^2 spread^2) / 8 to the attention logits.
+    """Appends channels that add -sum((center - cell)^2 spread^2) / 8 to the attention logits.
 
     The square is a sum of products of a query's and a key's numbers, so that no map of queries x
     keys is needed. `attend` divides by the root of the head size, which is made up for.
@@ -179,7 +180,7 @@ def append_gaussian(
 
 
 class CenterQueryPosition(nn.Module):
-    """The sine embedding of the box's centre, without gradient as in the official code."""
+    """Query positions from the box's centre, without gradient as in the official code."""
 
     def __init__(self, d_model: int):
         super().__init__()
@@ -187,13 +188,13 @@ class CenterQueryPosition(nn.Module):
 
     @torch.no_grad()
     def forward(self, layer: int, queries: Queries, memory: Memory) -> QueryPosition:
-        """(B, Q, C), for self-attention alone."""
+        """Returns positions (B, Q, C), for self-attention alone."""
         return QueryPosition(sine_embedding(queries.reference[..., :2], self.num_feats))
 
 
 @VARIANT_REGISTRY.register()
 def sam_detr(cfg, backbone_shape) -> DETRHead:
-    """SAM-DETR, or with several feature maps SAM-DETR++, from MODEL.DETR.* and MODEL.DETR.SAM.*."""
+    """Builds SAM-DETR, or with several feature maps SAM-DETR++, from MODEL.DETR.*."""
     detr = cfg.MODEL.DETR
     d_model, num_heads, dropout = detr.HIDDEN_DIM, detr.NHEADS, detr.DROPOUT
     num_levels = len(detr.IN_FEATURES)
