@@ -21,6 +21,7 @@ setup(
     packages=[*find_packages(include=["groupdetr_d2*"]), "groupdetr_d2.configs"],
     package_dir={"groupdetr_d2.configs": "configs"},
     package_data={"groupdetr_d2": ["py.typed"], "groupdetr_d2.configs": ["*/*.yaml"]},
+    entry_points={"console_scripts": ["groupdetr-d2 = groupdetr_d2.commands:run"]},
     install_requires=[
         # Detectron2 is not listed: there is no official wheel, see README.md, "Installation"
         "torch>=2.4",
@@ -30,6 +31,7 @@ setup(
         "pycocotools>=2.0.7",
         "opencv-python-headless>=4.8",
         "safetensors>=0.4",
+        "shtab>=1.7",  # shell completion, pure Python
     ],
     extras_require={
         # what Detectron2 itself imports, for installations of it without dependencies

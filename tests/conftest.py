@@ -37,6 +37,21 @@ def all_configs():
     return sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))
 
 
+def distinct_models():
+    """A yaml of each model: those that differ in K, schedule and training alone are the same one.
+
+    That group yamls do differ in K alone is a test of its own.
+    """
+    models = {}
+    for config in all_configs():
+        model = build_config(str(ROOT / config)).MODEL
+        model.DETR.NUM_GROUPS, model.WEIGHTS = 1, ""
+        # ablations of training, see test_ablations.py
+        model.DETR.JOINT_SELF_ATTENTION, model.FREEZE, model.LOAD_ONLY = False, [], []
+        models.setdefault(model.dump(), config)
+    return list(models.values())
+
+
 def small_config(
     config="configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml", num_groups=1, *opts
 ):

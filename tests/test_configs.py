@@ -15,24 +15,16 @@ from groupdetr_d2.layers.per_group import PerGroup
 from groupdetr_d2.modeling.denoising import Noise
 from groupdetr_d2.modeling.meta_arch import padding_mask_of
 from groupdetr_d2.modeling.queries import QueryBank
-from tests.conftest import ROOT, SHRINK, all_configs, make_batch, randomize_heads
+from tests.conftest import (
+    ROOT,
+    SHRINK,
+    all_configs,
+    distinct_models,
+    make_batch,
+    randomize_heads,
+)
 
 N, K = 6, 3
-
-
-def distinct_models():
-    """A yaml of each model: those that differ in K, schedule and training alone are the same one.
-
-    That group yamls do differ in K alone is a test of its own.
-    """
-    models = {}
-    for config in CONFIGS:
-        model = build_config(str(ROOT / config)).MODEL
-        model.DETR.NUM_GROUPS, model.WEIGHTS = 1, ""
-        # ablations of training, see test_ablations.py
-        model.DETR.JOINT_SELF_ATTENTION, model.FREEZE, model.LOAD_ONLY = False, [], []
-        models.setdefault(model.dump(), config)
-    return list(models.values())
 
 
 def is_two_stage(config):

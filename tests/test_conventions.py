@@ -162,7 +162,7 @@ def test_the_mode_chooses_groups_once():
                 assert allowed, (path, line)
 
 
-NO_SENTENCE = re.compile(r"^(Of|As|Where|What|How|Those|Beside|Also|For|From|\(|Args:|Raises:)")
+NO_SENTENCE = re.compile(r"^((Of|As|Where|What|How|Those|Beside|Also|For|From|Args|Raises)\b|\()")
 
 
 def test_docstrings_are_sentences():

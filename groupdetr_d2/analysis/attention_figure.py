@@ -1,4 +1,4 @@
-"""Where queries look on an image: attention over the memory, or deformable attention's points."""
+"""The attention of queries on an image: maps over the memory, or deformable attention's points."""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""How many boxes a model leaves on an object, and what NMS would change (why none is needed).
+"""The number of boxes that a model leaves on an object, and what NMS would change.
 
 For one checkpoint or several, for instance of one-to-one, naive one-to-many and group-wise
 assignment (the paper's Table 7).

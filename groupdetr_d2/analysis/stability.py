@@ -1,4 +1,4 @@
-"""How much the matching changes from checkpoint to checkpoint (the paper's Figure 5).
+"""The change of the matching from checkpoint to checkpoint (the paper's Figure 5).
 
 The instability score is DN-DETR's (Li et al., CVPR 2022, Sec. 3.1): in an image, the number of
 queries whose target is another one (or none) than at the checkpoint before; its mean over images.

@@ -1,4 +1,4 @@
-"""From a checkpoint's file to a model: the file is read once."""
+"""The one way from a checkpoint's file to a model; the file is read once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

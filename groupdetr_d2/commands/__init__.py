@@ -62,7 +62,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {module for module, *_ in NEEDED}:
             raise
-        sys.exit(f"error: {error}. `groupdetr-d2 env` says what is missing and how to mend it")
+        sys.exit(
+            f"error: {error}. `python -m groupdetr_d2 env` says what is missing and how to mend it"
+        )
     return 1
 
 

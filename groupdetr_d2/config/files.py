@@ -1,4 +1,4 @@
-"""Where the yamls are: beside the package in a checkout, inside it once installed."""
+"""The places of the yamls: beside the package in a checkout, inside it once installed."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How a command ends: one message for what a user can mend, an exit code for a signal."""
+"""The end of a command: one message for what a user can mend, an exit code for a signal."""
 
 import contextlib
 import errno

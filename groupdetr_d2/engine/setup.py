@@ -1,4 +1,4 @@
-"""From a yaml and the command line to a checked, frozen configuration."""
+"""The set-up of a run: from a yaml and the command line to a checked, frozen configuration."""
 
 import difflib
 import logging

@@ -124,7 +124,7 @@ class Trainer(DefaultTrainer):
         return self._trainer.stop_signal
 
     def after_step(self) -> None:
-        """Also counts epochs, so that metrics.json can be read without the data set."""
+        """Counts epochs, too, so that metrics.json can be read without the data set."""
         epoch = (self.iter + 1) / self.epoch_iters
         self.storage.put_scalar("epoch", epoch, smoothing_hint=False)
         super().after_step()

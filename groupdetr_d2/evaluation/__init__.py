@@ -1,1 +1,1 @@
-"""What Detectron2's evaluators lack."""
+"""Curves, pictures and pages of an evaluation; no model is needed here."""

@@ -23,7 +23,10 @@ ANCHOR_SIZE = (
     0.05  # of the finest level's anchors, relative to the image; doubles from level to level
 )
 BORDER = 0.01  # anchors closer to 0 or 1 than this are left out
-CHUNK = 2**25  # numbers held at a time while all positions are scored
+# numbers held at a time while all positions are scored; elsewhere than on a CPU there is one part,
+# whatever the number of groups, unless it would take 1 GiB in float32
+CHUNKS = {"cpu": 2**25}
+LARGEST_CHUNK = 2**28
 
 
 class ProposalHeads(nn.Module):
@@ -51,7 +54,8 @@ class ProposalHeads(nn.Module):
         if torch.compiler.is_compiling():  # an export has one part, whatever the image's size
             parts = [tokens]
         else:
-            parts = tokens.split(max(1, CHUNK // (groups.num_groups * tokens.shape[-1])), dim=1)
+            chunk = CHUNKS.get(tokens.device.type, LARGEST_CHUNK)
+            parts = tokens.split(max(1, chunk // (groups.num_groups * tokens.shape[-1])), dim=1)
         scores = []
         for part in parts:
             logits = self.class_head(self.features(part, groups), groups)

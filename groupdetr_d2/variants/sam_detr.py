@@ -28,7 +28,10 @@ from ..structures import Memory, Queries, QueryPosition, sizes_of
 from .conditional_detr import ConditionalSelfAttention
 
 ROI_SIZE = 7
-CHUNK = 2**24  # numbers held at a time while regions are read
+# numbers held at a time while regions are read: on a CPU they stay near its caches; elsewhere there
+# is one part, whatever the number of groups, unless it would take 8 GiB in float32
+CHUNKS = {"cpu": 2**24}
+LARGEST_CHUNK = 2**31
 SMCA_DIMS = 8  # five products make the Gaussian, three zeros align the head
 
 
@@ -65,12 +68,13 @@ class SemanticAligner(nn.Module):
         rois = (box_cxcywh_to_xyxy(reference) * extent).detach()
         if torch.compiler.is_compiling():  # an export has one part, whatever the image's size
             return self._sample(feature_map, rois)
+        chunk = CHUNKS.get(rois.device.type, LARGEST_CHUNK)
         columns = len(rois) * ROI_SIZE * feature_map[0, :, 0].numel()  # numbers of a region
         # features of all regions would be the largest tensor of the model: a part at a time, and
         # backward makes them anew
         parts = [
             run_layer(self._sample, feature_map, part, recompute=True)
-            for part in rois.split(max(1, CHUNK // columns), dim=1)
+            for part in rois.split(max(1, chunk // columns), dim=1)
         ]
         contents, points = zip(*parts, strict=True)
         return torch.cat(contents, 1), torch.cat(points, 1)

@@ -1,12 +1,16 @@
+import argparse
 import json
 import subprocess
 import sys
 
 import pytest
+from detectron2.engine import default_argument_parser
 
 from groupdetr_d2.analysis.step_cost import count_flops
-from groupdetr_d2.commands import env
+from groupdetr_d2.checkpoint import converting
+from groupdetr_d2.commands import build_parser, commands_by_name, convert, env, train
 from groupdetr_d2.commands import run as main
+from groupdetr_d2.commands.arguments import overrides_of
 from tests.conftest import ROOT, SHRINK, SMALL_BACKBONE, small_config
 
 CONFIG = "configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml"
@@ -92,3 +96,79 @@ def test_predict_lists_files_and_folders(tmp_path):
 def test_predict_names_a_checkpoint_it_cannot_use(tmp_path):
     with pytest.raises(SystemExit, match="gone.pth does not exist"):
         main(["predict", "--weights", str(tmp_path / "gone.pth"), str(ROOT / "README.md")])
+
+
+def test_help_needs_no_torch():
+    """PyTorch and Detectron2 take seconds to import, which a list of commands does not need."""
+    program = (
+        "import sys; from groupdetr_d2.commands import build_parser; build_parser().format_help(); "
+        "assert not {'torch', 'detectron2', 'numpy', 'cv2'} & set(sys.modules), sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("name", commands_by_name())
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0 and f"usage: groupdetr-d2 {name}" in capsys.readouterr().out
+
+
+def test_train_takes_what_detectron2_takes():
+    theirs = {a.dest: a for a in default_argument_parser()._actions}
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    ours = {a.dest: a for a in parser._actions}
+    for name, action in theirs.items():
+        assert ours[name].option_strings == action.option_strings
+        assert (ours[name].default or None) == (action.default or None) or name == "opts"
+    assert set(ours) - set(theirs) == {*train.DATA_FLAGS, "trust_checkpoint"}
+
+
+def parse(*words):
+    args = build_parser().parse_args(words)
+    return args, overrides_of(args)
+
+
+def test_overrides_may_follow_a_list():
+    args, opts = parse("benchmark", "--config-file", "f", "--num-groups", "1", "11", "SEED", "3")
+    assert args.num_groups == [1, 11] and opts == ["SEED", "3"]
+    words = ["--num-groups", "1", "MODEL.DETR.DROPOUT", "0.0"]
+    args, opts = parse("analyze", "memory", "--config-file", "a", "b", *words)
+    assert args.config_file == ["a", "b"] and args.num_groups == [1]
+    assert opts == ["MODEL.DETR.DROPOUT", "0.0"]
+    args, opts = parse("predict", "--weights", "w", "a.jpg", "B.JPG", "TEST.AUG.ENABLED", "True")
+    assert args.images == ["a.jpg", "B.JPG"] and opts == ["TEST.AUG.ENABLED", "True"]
+    args, opts = parse("predict", "--weights", "w", "a.jpg", "--opts", "SEED", "1")
+    assert args.images == ["a.jpg"] and opts == ["SEED", "1"]
+    # a key may be the value of an option
+    key = ("--key", "MODEL.DETR.NUM_GROUPS", "--values", "1", "3", "--results", "r.json")
+    args, opts = parse("analyze", "sweep", *key, "--seeds", "0", "1", "SOLVER.MAX_ITER", "8")
+    assert args.values == ["1", "3"] and args.seeds == [0, 1] and len(opts) == 2
+
+
+def test_a_word_among_numbers_is_named(capsys):
+    with pytest.raises(SystemExit):
+        parse("benchmark", "--config-file", "f", "--num-groups", "1", "many")
+    assert "argument --num-groups: " in capsys.readouterr().err
+
+
+def test_a_shell_completes_commands_and_options(tmp_path, capsys):
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "completion.sh"
+    script.write_text(capsys.readouterr().out)
+    lines = [f"source {script}", "COMP_WORDS=(groupdetr-d2 pre)", "COMP_CWORD=1"]
+    lines += ["$(complete -p groupdetr-d2 | sed 's/.*-F //; s/ .*//')", 'echo "${COMPREPLY[@]}"']
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.stdout.split() == ["predict"], done
+
+
+def test_the_sources_of_convert_are_those_that_have_a_converter():
+    assert set(convert.SOURCES) == set(converting.SOURCES)
+
+
+def test_a_command_prints_no_warnings_of_libraries(tmp_path):
+    """Detectron2 and PyTorch warn their developers at every import."""
+    command = [sys.executable, "-m", "groupdetr_d2", "strip", "gone.pth", str(tmp_path / "out.pth")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == "error: the checkpoint gone.pth does not exist\n" and done.returncode == 1
