@@ -7,11 +7,12 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
+from groupdetr_d2.analysis import step_cost
 from groupdetr_d2.config import build_config
 from groupdetr_d2.engine.train_step import TrainStep
 from groupdetr_d2.modeling.two_stage import TwoStageQueries
+from tests import ROOT, warm
 
-ROOT = Path(__file__).resolve().parent.parent
 # real images and weights, never part of the repository; see docs/results.md for what they are
 DATA = Path(os.getenv("GROUPDETR_TEST_DATA", ROOT.parent / "shared" / "data"))
 
@@ -138,3 +139,10 @@ def every_iteration(monkeypatch):
 
     monkeypatch.setattr(TrainStep, "_write_metrics", record)
     return seen
+
+
+@pytest.fixture
+def warm_measuring(monkeypatch):
+    """Processes that measure start at once, see warm.py."""
+    assert warm.CONTEXT.get_start_method() == "forkserver"
+    monkeypatch.setattr(step_cost, "START_METHOD", "forkserver")

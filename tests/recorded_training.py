@@ -1,8 +1,7 @@
-"""train_net.py, with every iteration's losses written down at once: run by test_interruption.py."""
+"""A training that writes every iteration's losses down at once, for test_interruption.py."""
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -31,5 +30,6 @@ def main(args):
     train(args)
 
 
-if __name__ == "__main__":
-    launch(main, build_parser().parse_args(["train", *sys.argv[1:]]))
+def run(words):
+    """Trains with the arguments of train_net.py."""
+    launch(main, build_parser().parse_args(["train", *words]))

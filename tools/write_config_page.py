@@ -1,4 +1,4 @@
-"""Writes docs/config.md from the comments of groupdetr_d2/config/keys.py.
+"""Writes docs/config.md from the comments of groupdetr_d2/config/keys.py and the table of choices.
 
 python tools/write_config_page.py
 """
@@ -6,27 +6,32 @@ python tools/write_config_page.py
 import re
 from pathlib import Path
 
+from groupdetr_d2.config.choices import CHOICES
+
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = """# Configuration keys
 
-What this plugin adds to
-[Detectron2's keys](https://detectron2.readthedocs.io/en/latest/modules/config.html#yaml-config-references),
+The keys that this plugin adds to
+[Detectron2's](https://detectron2.readthedocs.io/en/latest/modules/config.html#yaml-config-references),
 and those of Detectron2 whose default it changes. Any of them can stand in a yaml or, as
-`KEY VALUE`, at the end of a command. `tools/write_config_page.py` writes this page from the
-comments of `groupdetr_d2/config/keys.py`.
+`KEY VALUE`, at the end of a command. A key that takes one of several words is checked before
+anything else is done. `tools/write_config_page.py` writes this page from
+`groupdetr_d2/config/keys.py` and `choices.py`.
 
-| key | default | what it is |
+| key | default | description |
 |---|---|---|
 """
+NAMED = {"MODEL.COMPILE", "MODEL.DETR.TWO_STAGE", "MODEL.DETR.VARIANT", "MODEL.META_ARCHITECTURE"}
 
 
 def main() -> None:
     """Writes the page."""
-    (ROOT / "docs/config.md").write_text(page((ROOT / "groupdetr_d2/config/keys.py").read_text()))
+    source = (ROOT / "groupdetr_d2/config/keys.py").read_text()
+    (ROOT / "docs/config.md").write_text(page(source))
 
 
 def page(source: str) -> str:
-    """One row a key; a comment holds for the key or the node that it stands above."""
+    """Formats one row per key; the comment above a key is its description."""
     rows, comment = [], []
     for line in source.splitlines():
         text = line.strip()
@@ -34,12 +39,30 @@ def page(source: str) -> str:
         if text.startswith("#"):
             comment.append(text.lstrip("# "))
         elif match and match[2] != "CN()":
-            what = " ".join(comment).replace("|", "\\|")
+            what = " ".join([*comment, *words_of(match[1])]).replace("|", "\\|")
             rows.append(f"| `{match[1]}` | `{match[2]}` | {what} |")
             comment = []
-        elif not match:
+        else:
             comment = []
-    return HEAD + "\n".join(rows) + "\n"
+    return HEAD + "\n".join([*rows, *sorted(rows_of_detectron2(rows))]) + "\n"
+
+
+def words_of(key: str) -> list[str]:
+    """The sentence that lists the words of a key; nothing where its description names them."""
+    words = CHOICES.get(key)
+    if words is None or key in NAMED:
+        return []
+    return [f"One of {', '.join(f'`{word}`' if word else 'empty' for word in words)}."]
+
+
+def rows_of_detectron2(rows: list[str]) -> list[str]:
+    """Rows for Detectron2's own keys of several words, of which this plugin takes some."""
+    known = {row.split("`")[1] for row in rows}
+    return [
+        f"| `{key}` | Detectron2's | Detectron2's key. {words_of(key)[0]} |"
+        for key, words in CHOICES.items()
+        if key not in known and not callable(words)
+    ]
 
 
 if __name__ == "__main__":

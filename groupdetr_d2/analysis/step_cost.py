@@ -21,6 +21,7 @@ from ..engine.solver import amp_dtype_of, build_optimizer
 from ..errors import UserError
 
 WARM_UP_STEPS = 2
+START_METHOD = "spawn"  # a fresh interpreter, whose memory is its own
 
 
 def run_apart(function: Callable, *args, limit: float | None = None):
@@ -32,7 +33,8 @@ def run_apart(function: Callable, *args, limit: float | None = None):
     Raises:
         UserError: the process was killed.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context(START_METHOD)
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         future = pool.submit(function, *args)
         try:
             if not wait([future], limit).done:

@@ -146,7 +146,7 @@ def test_where_queries_look_adds_up_to_one_inside_the_image(config):
     layer = model.head.decoder.layers[-1].cross_attn
     with torch.no_grad(), attention_figure.recorded_inputs(layer) as seen:
         model.predict(make_batch((1,)), model.groups)
-        looks = attention_figure.where(seen["module"], *seen["inputs"])
+        looks = attention_figure.attended_by(seen["module"], *seen["inputs"])
     assert len(looks.points) == len(looks.weights) == 6
     torch.testing.assert_close(looks.weights.sum(1), torch.ones(6))
     assert looks.shape is None or looks.points[0].min() > 0 and looks.points[0].max() < 1
@@ -155,7 +155,7 @@ def test_where_queries_look_adds_up_to_one_inside_the_image(config):
 
 def test_an_unknown_cross_attention_is_named():
     with pytest.raises(NotImplementedError, match="Linear cannot be drawn"):
-        attention_figure.where(torch.nn.Linear(1, 1), None, None, None, None)
+        attention_figure.attended_by(torch.nn.Linear(1, 1), None, None, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_convergence_of_a_folder_and_of_a_results_file(training, tmp_path, capsy
     assert [float(r["epoch"]) for r in own] == [1.5, 3.0]  # 8 images, 4 a batch
 
 
-def test_memory_and_time(tmp_path, capsys):
+def test_memory_and_time(tmp_path, capsys, warm_measuring):
     """Of the smallest model: a row a case."""
     config = tmp_path / "small.yaml"
     config.write_text(small_config().dump())
@@ -373,12 +373,12 @@ def test_what_a_sweep_cannot_add_to_is_named_before_the_first_training(tmp_path)
         main(["sweep", *arguments])
 
 
-def test_a_measuring_process_that_is_killed_is_an_error():
+def test_a_measuring_process_that_is_killed_is_an_error(warm_measuring):
     with pytest.raises(UserError, match="was killed, probably for want of memory"):
         run_apart(abort)
 
 
-def test_a_measuring_process_that_hangs_is_killed():
+def test_a_measuring_process_that_hangs_is_killed(warm_measuring):
     with pytest.raises(UserError, match="took more than 2 s"):
         run_apart(time.sleep, 600, limit=2)
 

@@ -70,7 +70,7 @@ def test_flops_grow_linearly_with_k():
 
 
 @pytest.mark.parametrize("mode", [[], ["--evaluate"]])
-def test_benchmark_prints_one_row_a_k(capsys, mode):
+def test_benchmark_prints_one_row_a_k(capsys, mode, warm_measuring):
     opts = [str(x) for x in (*SHRINK, *SMALL_BACKBONE)]
     sizes = ["--image-size", "64", "96", "--steps", "2", "--json", "--device", "cpu"]
     main(["benchmark", "--config-file", CONFIG, "--num-groups", "1", "3", *sizes, *mode, *opts])

@@ -2,14 +2,12 @@
 
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from groupdetr_d2.engine.cluster import Placement, find_placement, first_host
 from groupdetr_d2.errors import UserError
-from tests.conftest import ROOT
+from tests import warm
 from tests.engine.test_engine import losses_of
 
 TORCHRUN = {
@@ -75,14 +73,13 @@ def free_port():
 
 
 def start(arguments, environment=None):
-    command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | (environment or {}), **pipes)
+    environment = os.environ | (environment or {})
+    return warm.start(warm.run_command, ["train", *arguments], environment=environment)
 
 
 def finish(processes):
     for process in processes:
-        output, _ = process.communicate(timeout=300)
+        output = "".join(process.communicate(timeout=300))
         assert process.returncode == 0, output[-3000:]
 
 

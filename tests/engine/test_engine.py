@@ -17,16 +17,28 @@ from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.engine.solver import build_optimizer
 from groupdetr_d2.engine.train_step import NonFiniteLossError, TrainStep
 from groupdetr_d2.engine.trainer import Trainer, wrap_for_processes
-from tests.conftest import ROOT, make_batch, small_config, small_model
+from tests import ROOT, warm
+from tests.conftest import make_batch, small_config, small_model
 from tests.data.test_data import write_set
 
 
-def train_net(*arguments, check=True):
-    command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+def train_net(*arguments, check=True, interpreter=False):
+    """Runs train_net.py; with `interpreter` in a fresh one, as a user does."""
+    words = [str(x) for x in arguments]
+    if interpreter:
+        command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *words]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    else:
+        done = run_warm(["train", *words])
     if check:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
+
+
+def run_warm(words):
+    running = warm.start(warm.run_command, words)
+    stdout, stderr = running.communicate()
+    return subprocess.CompletedProcess(words, running.returncode, stdout, stderr)
 
 
 def tiny_run(tmp_path, *opts, out="out"):
@@ -108,7 +120,8 @@ def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
         args = argparse.Namespace(
             num_gpus=processes, num_machines=1, machine_rank=0, dist_url="auto", path=path
         )
-        launch(save_losses_and_gradients, args)
+        running = warm.start(launch, save_losses_and_gradients, args)
+        assert running.communicate() and running.returncode == 0
         results.append(torch.load(path, weights_only=True))
     (losses, gradients), (losses_of_two, gradients_of_two) = results
     for name, value in losses.items():
@@ -120,10 +133,11 @@ def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
 def test_two_processes_train_and_resume_from_the_command_line(tmp_path):
     opts = ["SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 1]
     arguments = tiny_run(tmp_path, *opts)
-    done = train_net("--num-gpus", 2, "--dist-url", "auto", *arguments)
+    two = ["--num-gpus", 2, "--dist-url", "auto"]
+    done = train_net(*two, *arguments, interpreter=True)
     assert "World size: 2" in done.stdout and "Average Precision" in done.stdout
     more = [*arguments, "SOLVER.MAX_ITER", 4]
-    train_net("--num-gpus", 2, "--dist-url", "auto", "--resume", *more)
+    train_net(*two, "--resume", *more)
     assert max(losses_of(tmp_path / "out")) == 3
 
 
@@ -140,8 +154,8 @@ def test_train_evaluate_resume_and_predict_from_the_command_line(tmp_path):
     evaluation = train_net(*commands["evaluate"].removeprefix("train_net.py ").split())
     assert "Average Precision" in evaluation.stdout
     words = commands["predict"].replace("--threshold 0.5", "").split()
-    command = [sys.executable, "-W", "ignore", *words, "--threshold", "0"]
-    predicted = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert words[:2] == ["-m", "groupdetr_d2"]
+    predicted = run_warm([*words[2:], "--threshold", "0"])
     assert predicted.returncode == 0 and "val_0.png: 10 objects" in predicted.stdout
     assert (out / "seen" / "val_0.png").is_file()
     wrong = train_net(*arguments, "--resume", check=False)
@@ -311,5 +325,6 @@ def test_every_process_leaves_out_the_same_iterations_and_hears_of_signals(tmp_p
     path = str(tmp_path / "told.pth")
     args = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
     args.path = path
-    launch(step_with_a_bad_process, args)
+    running = warm.start(launch, step_with_a_bad_process, args)
+    assert running.communicate() and running.returncode == 0
     assert torch.load(path, weights_only=True) == [(1, 15), (1, 15)]

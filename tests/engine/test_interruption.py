@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,7 +12,8 @@ import torch
 from groupdetr_d2.checkpoint import CheckpointError, GroupCheckpointer
 from groupdetr_d2.engine import trainer as trainer_module
 from groupdetr_d2.engine.interruption import Interrupted, StopSignals
-from tests.conftest import ROOT, small_model
+from tests import recorded_training, warm
+from tests.conftest import small_model
 from tests.engine.test_engine import run_in_process, tiny_run
 
 ITERATIONS = 12
@@ -23,20 +22,13 @@ ITERATIONS = 12
 def start(folder, arguments, processes=1, pause=0.0):
     folder.mkdir(exist_ok=True)
     several = ["--num-gpus", processes, "--dist-url", "auto"] if processes > 1 else []
-    command = [sys.executable, "-W", "ignore", "-m", "tests.recorded_training"]
-    return subprocess.Popen(
-        [str(x) for x in (*command, *several, *arguments)],
-        cwd=ROOT,
-        env={**os.environ, "RECORD_FOLDER": str(folder), "RECORD_PAUSE": str(pause)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    environment = {**os.environ, "RECORD_FOLDER": str(folder), "RECORD_PAUSE": str(pause)}
+    words = [str(x) for x in (*several, *arguments)]
+    return warm.start(recorded_training.run, words, environment=environment)
 
 
 def finish(running):
-    text, _ = running.communicate(timeout=300)
+    text = "".join(running.communicate(timeout=300))
     return running.returncode, text
 
 

@@ -1,3 +1,5 @@
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from groupdetr_d2.losses.box2d import (
 from groupdetr_d2.losses.classification import focal_cost, focal_loss
 from groupdetr_d2.losses.criterion import SetCriterion, Term
 from groupdetr_d2.losses.matcher import match_groups
-from groupdetr_d2.structures import Matches
+from groupdetr_d2.structures import Matches, Predictions
 
 L, B, N, H = 3, 2, 6, 4
 
@@ -167,3 +169,64 @@ def test_every_prediction_gets_a_gradient_without_nan(counts):
     assert predictions.logits.grad.abs().sum() > 0
     assert predictions.logits.grad.isfinite().all()
     assert predictions.boxes.grad is not None and predictions.boxes.grad.isfinite().all()
+
+
+def test_a_mean_over_queries_is_not_divided_again():
+    """Its function returns the mean itself; one over targets returns a sum."""
+    predictions, targets = random_predictions(3), random_targets((4, 2))
+
+    def mean_logit(predictions, targets, matches):
+        return predictions.logits.mean((1, 2, 3))  # (L,)
+
+    terms = {"a": Term(mean_logit, 2.0, mean_over="queries"), "b": Term(mean_logit, 2.0)}
+    losses = SetCriterion([Term(l1_cost, 1.0)], terms)(predictions, targets, QueryGroups(N, 3))
+    expected = 2 * predictions.logits[-1].mean()
+    torch.testing.assert_close(losses["a"], expected)
+    torch.testing.assert_close(losses["b"], expected / (3 * 6))
+
+
+def test_costs_and_losses_read_what_is_prepared():
+    """Once for the object queries, with the generator's random numbers."""
+    predictions, targets = random_predictions(), random_targets((4, 2))
+    calls, seen = [], []
+
+    def prepare(predictions, targets, generator):
+        calls.append(torch.rand(1, generator=generator).item())
+        return replace(predictions, boxes=predictions.boxes * 0 + 0.5), targets
+
+    def loss(predictions, targets, matches):
+        seen.append(predictions.boxes)
+        return l1_loss(predictions, targets, matches)
+
+    criterion = SetCriterion([Term(l1_cost, 1.0)], {"loss": Term(loss, 1.0)}, prepare=prepare)
+    for _ in range(2):
+        criterion(predictions, targets, QueryGroups(N), generator=torch.Generator().manual_seed(3))
+    assert len(calls) == 2 and calls[0] == calls[1]
+    assert all((boxes == 0.5).all() for boxes in seen)
+
+
+def test_losses_tell_how_the_matching_went():
+    predictions, targets = random_predictions(), random_targets((4, 2))
+    losses = box_criterion()(predictions, targets, QueryGroups(N))
+    assert losses.match_seconds > 0 and losses.non_finite_images == []
+    with torch.no_grad():
+        predictions.boxes[0, 1, 2] = float("nan")
+    assert box_criterion()(predictions, targets, QueryGroups(N)).non_finite_images == [1]
+
+
+def test_any_tensors_of_a_task_are_selected():
+    """By image, by group, and repeated: the middle of a model does not know their names."""
+
+    @dataclass
+    class Masks(Predictions):
+        masks: torch.Tensor
+
+    masks = Masks(torch.randn(L, B, 3 * N, H), torch.randn(L, B, 3 * N, 5, 7))
+    assert torch.equal(masks.of_image(1).masks, masks.masks[:, 1])
+    group = masks.of_group(2, QueryGroups(N, 3))
+    assert torch.equal(group.masks, masks.masks[:, :, 2 * N :]) and group.logits.shape[2] == N
+    targets = random_targets((2, 1))
+    first, second = targets.of_images()
+    assert torch.equal(first.boxes, targets.boxes[:2]) and second.counts == [1]
+    twice = targets.repeated(2)
+    assert twice.counts == [4, 2] and torch.equal(twice.boxes[2:4], targets.boxes[:2])
