@@ -17,10 +17,10 @@ demo: env  ## trains on generated images, evaluates, draws; minutes on a CPU
 	  OUTPUT_DIR $(DEMO)
 
 test: env  ## the whole suite, two tests at a time
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --maxschedchunk 6 tests
 
 test-fast: env  ## without the tests that train
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --maxschedchunk 6 tests -m "not slow"
 
 lint: env
 	$(VENV)/bin/python -m ruff check .

@@ -33,6 +33,11 @@ SMALL_BACKBONE = [
 ]
 
 
+def pytest_collection_modifyitems(items):
+    """The slow ones first, so that processes which share the tests end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def all_configs():
     """Every yaml of configs/ that a user can train."""
     return sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))

@@ -1,5 +1,6 @@
 """The ONNX file gives what PyTorch gives, for any batch and image size."""
 
+import functools
 import sys
 
 import numpy as np
@@ -33,7 +34,7 @@ MODELS = {
 
 def spread_model(config, num_groups=3):
     """With scores all over (0, 1), so that a mistake shows."""
-    model = small_model(num_groups, config=config).eval()
+    model = small_model(num_groups, "MODEL.DETR.DEC_LAYERS", 2, config=config).eval()
     torch.manual_seed(2)
     with torch.no_grad():
         for head in model.head.predictor.class_heads:
@@ -44,10 +45,17 @@ def spread_model(config, num_groups=3):
     return model
 
 
-def export_model(name, folder):
-    model, path = spread_model(MODELS[name]), folder / "model.onnx"
-    export_onnx(model, path, (96, 128), dynamic=True, opset=OPSET)
-    return model, path
+@pytest.fixture(scope="module")
+def export_model(tmp_path_factory):
+    """A function from a model's name to the model and its file, which is written once."""
+
+    @functools.cache
+    def export(name):
+        model, path = spread_model(MODELS[name]), tmp_path_factory.mktemp(name) / "model.onnx"
+        export_onnx(model, path, (96, 128), dynamic=True, opset=OPSET)
+        return model, path
+
+    return export
 
 
 def assert_same(model, path, images):
@@ -77,9 +85,9 @@ def draw_images(model, shape, rng):
     "name",
     [m if m in ("conditional_detr", "dino") else pytest.param(m, marks=SLOW) for m in MODELS],
 )
-def test_same_detections_for_any_batch_and_image_size(name, tmp_path):
+def test_same_detections_for_any_batch_and_image_size(name, export_model):
     """And on a real image, if there is one beside the repository."""
-    model, path = export_model(name, tmp_path)
+    model, path = export_model(name)
     rng = np.random.default_rng(0)
     for batch, height, width in ((1, 96, 128), (2, 96, 128), (3, 128, 91), (1, 65, 160)):
         assert_same(model, path, draw_images(model, (batch, 3, height, width), rng))
@@ -88,8 +96,8 @@ def test_same_detections_for_any_batch_and_image_size(name, tmp_path):
         assert_same(model, path, rgb[None])
 
 
-def test_a_file_of_another_model_is_told(tmp_path):
-    _, path = export_model("conditional_detr", tmp_path)
+def test_a_file_of_another_model_is_told(export_model):
+    _, path = export_model("conditional_detr")
     other = spread_model(MODELS["conditional_detr"])
     with torch.no_grad():
         for head in other.head.predictor.class_heads:
