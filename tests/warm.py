@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 from tests import ROOT
@@ -57,10 +58,17 @@ def _call(function, args, environment, output):
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(Path(output, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
-    # the processes of one training are forks of this one
-    processes = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
-    torch.multiprocessing.start_processes = processes
+    multiprocessing.set_start_method("fork", force=True)  # of loading workers, as it is for users
+    torch.multiprocessing.start_processes = functools.partial(
+        _fork, torch.multiprocessing.start_processes
+    )
     function(*args)
+
+
+def _fork(start_processes, function, args, **options):
+    """Forks the processes of one training; as it stands they are spawned, which has to pickle."""
+    ForkingPickler.dumps((function, args))
+    return start_processes(function, args, **{**options, "start_method": "fork"})
 
 
 def run_command(words):

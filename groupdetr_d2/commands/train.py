@@ -1,6 +1,7 @@
 """Trains and evaluates; what train_net.py does, wherever the package is installed."""
 
 import os
+import sys
 from argparse import REMAINDER, ArgumentParser, Namespace
 
 # of one's own data set: each becomes a key of DATASETS.CUSTOM
@@ -34,7 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def default_port() -> int:
     """The port of Detectron2's launcher: the same for every run of a user."""
-    return 2**15 + 2**14 + hash(os.getuid() if hasattr(os, "getuid") else 1) % 2**14
+    return 2**15 + 2**14 + hash(os.getuid() if sys.platform != "win32" else 1) % 2**14
 
 
 def run(args: Namespace) -> int:

@@ -105,8 +105,9 @@ class TwoStageQueries(nn.Module):
     def select(scores: Tensor, groups: QueryGroups) -> Tensor:
         """Selects from scores (B, K, S) the indices of the best N, (B, K*N), best first."""
         best = scores.topk(min(groups.num_queries, scores.shape[-1]), dim=-1).indices
-        again = -(-groups.num_queries // best.shape[-1])
-        return best.repeat(1, 1, again)[..., : groups.num_queries].flatten(1)
+        # a small image has fewer than N positions, which then come again
+        ranks = torch.arange(groups.num_queries, device=scores.device)
+        return best[..., ranks % torch.full_like(ranks, best.shape[-1])].flatten(1)
 
     def _propose(
         self, tokens: Tensor, anchors: Tensor, index: Tensor, groups: QueryGroups

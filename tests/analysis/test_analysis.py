@@ -410,7 +410,8 @@ def test_a_sweep_trains(tmp_path, capsys):
         del arguments[place : place + 2]
     config, opts = arguments[1], [*arguments[2:], *(x for pair in custom.items() for x in pair)]
     results, out = tmp_path / "results.json", tmp_path / "sweep"
-    _, rows = analyze(capsys, "sweep", out, "--run", f"tiny: {config}", "--results", results, *opts)
+    words = ["--run", f"tiny: {config}", "--jobs", "2", "--results", results, *opts]
+    _, rows = analyze(capsys, "sweep", out, *words)
     record = json.loads(results.read_text())["runs"][0]
     assert rows[0]["label"] == "tiny" and list(record["AP"]) == ["8"]
     assert record["seconds_per_iteration"] > 0 and record["versions"]["torch"] != "unknown"

@@ -87,7 +87,9 @@ def test_a_torchvision_resnet_is_loaded_as_the_backbone(tmp_path):
     reference = resnet50().eval()
     torch.save(reference.state_dict(), tmp_path / "resnet50.pth")
     config = "configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml"
-    model = build_model(build_config(str(ROOT / config), SHRINK)).eval()
+    widths = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256]
+    widths += ["MODEL.RESNETS.WIDTH_PER_GROUP", 64]
+    model = build_model(build_config(str(ROOT / config), [*SHRINK, *widths])).eval()
     GroupCheckpointer(model).load(str(tmp_path / "resnet50.pth"))
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():

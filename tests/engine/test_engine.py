@@ -134,7 +134,7 @@ def test_two_processes_train_and_resume_from_the_command_line(tmp_path):
     opts = ["SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 1]
     arguments = tiny_run(tmp_path, *opts)
     two = ["--num-gpus", 2, "--dist-url", "auto"]
-    done = train_net(*two, *arguments, interpreter=True)
+    done = train_net(*two, *arguments)
     assert "World size: 2" in done.stdout and "Average Precision" in done.stdout
     more = [*arguments, "SOLVER.MAX_ITER", 4]
     train_net(*two, "--resume", *more)
@@ -168,7 +168,7 @@ def test_train_evaluate_resume_and_predict_from_the_command_line(tmp_path):
 def test_a_user_error_is_one_line_and_not_a_traceback(tmp_path):
     arguments = tiny_run(tmp_path)
     (tmp_path / "train.json").unlink()
-    done = train_net(*arguments, check=False)
+    done = train_net(*arguments, check=False, interpreter=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "train.json does not exist" in done.stderr
 

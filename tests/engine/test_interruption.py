@@ -122,7 +122,7 @@ def test_a_signal_in_evaluation_or_a_failure_of_it_saves_what_was_trained(tmp_pa
     assert (tmp_path / "out/last_checkpoint").read_text() == "model_0000003.pth"
 
 
-def test_who_insists_is_heard_at_once(monkeypatch):
+def test_a_repeated_signal_interrupts_at_once(monkeypatch):
     moments = iter([0.0, 1.0, 5.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(moments))
     before = signal.getsignal(signal.SIGINT)

@@ -51,7 +51,7 @@ def test_the_full_config_trains_and_evaluates_on_coco_as_it_stands(
     done = train_net("--config-file", CONFIG, *weights, *short, *output)
     assert "K = 11 groups of N = 300 queries" in done.stdout and "iter 2/2" in done.stdout
     coco = shared_data / "coco"
-    few = ["INPUT.MIN_SIZE_TEST", 240, "MODEL.WEIGHTS", tmp_path / "model_final.pth", *IMAGENET]
+    few = ["INPUT.MIN_SIZE_TEST", 160, "MODEL.WEIGHTS", tmp_path / "model_final.pth", *IMAGENET]
     done = train_net(
         *("--eval-only", "--config-file", CONFIG),
         *("--val-json", coco / "annotations" / "instances_val2017_free.json"),

@@ -96,7 +96,7 @@ def test_same_detections_for_any_batch_and_image_size(name, export_model):
         assert_same(model, path, rgb[None])
 
 
-def test_a_file_of_another_model_is_told(export_model):
+def test_the_file_of_another_model_is_an_error(export_model):
     _, path = export_model("conditional_detr")
     other = spread_model(MODELS["conditional_detr"])
     with torch.no_grad():

@@ -79,7 +79,7 @@ def test_four_images_are_learnt_by_heart(tmp_path, family, num_groups):
     batch = [mapper(d) for d in DatasetCatalog.get(name)]
     torch.manual_seed(0)
     model = build_model(cfg)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
     *_, steps, highest_lr = SCHEDULES[family]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest_lr, total_steps=steps)
     for _ in range(steps):
