@@ -148,10 +148,11 @@ def _rows_of_mask(attn_mask: Tensor, images: Tensor) -> Tensor:
     return attn_mask if attn_mask.dim() == 2 else attn_mask[:, 0][images]
 
 
-class MultiheadAttention(nn.Module):
-    """DETR's self-attention: position is added to queries and keys before their projection.
+class PackedAttention(nn.Module):
+    """The parameters of an attention whose query, key and value projections are one matrix.
 
-    The three projections are one matrix, as in the official codes, whose Xavier bound it shares.
+    So it is in the official codes and in `torch.nn.MultiheadAttention`; the three share the bound
+    of Xavier initialisation.
     """
 
     def __init__(self, d_model: int, num_heads: int, dropout: float = 0.0):
@@ -161,6 +162,10 @@ class MultiheadAttention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model)
         nn.init.zeros_(self.in_proj.bias)
         nn.init.zeros_(self.out_proj.bias)
+
+
+class MultiheadAttention(PackedAttention):
+    """DETR's self-attention: position is added to queries and keys before their projection."""
 
     def forward(self, content: Tensor, pos: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Returns the update (B, length, C).

@@ -1,25 +1,14 @@
 """DETR's cross-attention: positions are added to queries and keys (Carion et al., ECCV 2020)."""
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..layers.attention import attend
+from ..layers.attention import PackedAttention, attend
 from ..structures import Memory, QueryPosition
 
 
-class CrossAttention(nn.Module):
-    """Multi-head attention from queries to the memory; the reference is not read.
-
-    Query, key and value projections are one matrix, as in `torch.nn.MultiheadAttention`.
-    """
-
-    def __init__(self, d_model: int, num_heads: int, dropout: float):
-        super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.in_proj = nn.Linear(d_model, 3 * d_model)
-        self.out_proj = nn.Linear(d_model, d_model)
-        nn.init.zeros_(self.in_proj.bias)
-        nn.init.zeros_(self.out_proj.bias)
+class CrossAttention(PackedAttention):
+    """Multi-head attention from queries to the memory; the reference is not read."""
 
     def forward(
         self, content: Tensor, position: QueryPosition, reference: Tensor, memory: Memory
