@@ -84,7 +84,7 @@ class Queries:
     content: Tensor  # (B, Q, C)
     reference: Tensor  # (B, Q, D) in [0, 1]
     pos: Tensor | None = None  # (B, Q, C) if learned rather than derived from `reference`
-    attn_mask: Tensor | None = None  # (P+N, P+N) within a group, True where attn_mask
+    attn_mask: Tensor | None = None  # (P+N, P+N) within a group, True where not to attend
     proposals: "Proposals | None" = None  # where they come from, in two-stage models
 
 
