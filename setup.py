@@ -3,11 +3,24 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 SERVE = ["gradio>=5"]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.50", "playwright>=1.45"]
 TEST += [*EXPORT, *SERVE]
+
+
+class BuildWithConfigs(build_py):
+    """configs/ stands beside the package in the repository, and inside it once installed."""
+
+    def run(self):
+        super().run()
+        for source in () if self.editable_mode else sorted(Path("configs").rglob("*.yaml")):
+            target = Path(self.build_lib, "groupdetr_d2", source)
+            self.mkpath(str(target.parent))
+            self.copy_file(str(source), str(target))
+
 
 setup(
     name="groupdetr_d2",
@@ -17,10 +30,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    # configs/ stands beside the package in the repository, and inside it once installed
-    packages=[*find_packages(include=["groupdetr_d2*"]), "groupdetr_d2.configs"],
-    package_dir={"groupdetr_d2.configs": "configs"},
-    package_data={"groupdetr_d2": ["py.typed"], "groupdetr_d2.configs": ["*/*.yaml"]},
+    cmdclass={"build_py": BuildWithConfigs},
+    packages=find_packages(include=["groupdetr_d2*"]),
+    # with it an editable installation is a path, which a folder that is called like the package and
+    # holds the clone does not hide
+    package_dir={"": "."},
+    package_data={"groupdetr_d2": ["py.typed"]},
     entry_points={"console_scripts": ["groupdetr-d2 = groupdetr_d2.commands:run"]},
     install_requires=[
         # Detectron2 is not listed: there is no official wheel, see README.md, "Installation"

@@ -26,8 +26,11 @@ AnyPredictions = TypeVar("AnyPredictions", bound="Predictions")
 def sizes_of(shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
     """Makes a tensor (levels, 2) of each level's width and height, typed and placed as `like`.
 
-    In an export they stay functions of the image's size.
+    In an export and in a trace they stay functions of the image's size.
     """
+    if torch.jit.is_tracing():  # numbers are tensors
+        numbers = [torch.as_tensor(n) for h, w in shapes for n in (w, h)]
+        return torch.stack(numbers).to(like).view(-1, 2)
     if torch.compiler.is_compiling():
         return torch.stack([like.new_full((), n) for h, w in shapes for n in (w, h)]).view(-1, 2)
     return _sizes(shapes, like.dtype, like.device)

@@ -115,6 +115,17 @@ def make_batch(counts=(3, 2), sizes=((64, 96), (96, 64)), num_classes=80):
     ]
 
 
+@pytest.fixture(autouse=True)
+def loggers_as_before():
+    """Trainers show log lines on the standard output, which a test has for itself alone."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "groupdetr_d2")]
+    before = [(list(x.handlers), x.level, x.propagate) for x in loggers]
+    yield
+    for x, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        x.handlers[:], x.propagate = handlers, propagate
+        x.setLevel(level)
+
+
 @pytest.fixture
 def package_log(caplog):
     """What the package logs, whether Detectron2's logger set-up lets it through or not."""

@@ -15,7 +15,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     *("errors", "tables", "name_patterns", "distributed", "groups", "structures", "registry"),
     *("config", "layers", "losses", "data", "evaluation", "tasks", "modeling", "variants"),
-    *("checkpoint", "inference", "engine", "analysis", "commands", "__init__", "__main__"),
+    *(
+        "checkpoint",
+        "model_zoo",
+        "inference",
+        "engine",
+        "analysis",
+        "commands",
+        "__init__",
+        "__main__",
+    ),
 ]
 # between the two ends of a model nothing is called after a box: a task may predict anything else
 MIDDLE = [
@@ -35,7 +44,7 @@ MODEL.DETR.PROJECTION_NORM MODEL.DETR.SAM.SMCA MODEL.DETR.EXTRA_LEVELS
 MODEL.DETR.POSITION_OFFSET MODEL.DETR.RECOMPUTE
 MODEL.DETR.NUM_POINTS MODEL.DETR.BOX_REFINE MODEL.DETR.TWO_STAGE
 MODEL.SWIN.EMBED_DIM MODEL.SWIN.DEPTHS MODEL.SWIN.NUM_HEADS MODEL.SWIN.WINDOW_SIZE
-MODEL.SWIN.DROP_PATH_RATE MODEL.SWIN.OUT_FEATURES SOLVER.SLOW_NAMES
+MODEL.SWIN.DROP_PATH_RATE SOLVER.SLOW_NAMES
 MODEL.DETR.DENOISING.LABEL_NOISE MODEL.DETR.DENOISING.BOX_NOISE MODEL.SMALL_RESNET.CHANNELS
 MODEL.FREEZE MODEL.LOAD_ONLY MODEL.DETR.JOINT_SELF_ATTENTION MODEL.DETR.MATCHES_PER_TARGET
 MODEL.COMPILE MODEL.EMA.ENABLED MODEL.EMA.DECAY SOLVER.ACCUMULATE_STEPS SOLVER.EPOCHS

@@ -14,22 +14,47 @@ from groupdetr_d2.config.files import find_config
 from tests.conftest import ROOT
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
+def copy_source(folder):
+    """The files that an installation reads, in a folder that is called like the package."""
+    source = folder / "groupdetr_d2"
     for name in ("groupdetr_d2", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in"):
         shutil.copy(ROOT / name, source)
-    command = ["pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "--no-index"]
+    return source
+
+
+def pip(command, source, *arguments):
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     done = subprocess.run(
-        [sys.executable, "-m", *command, "--quiet", "-w", str(folder)],
+        [sys.executable, "-m", "pip", command, *options, *map(str, arguments)],
         capture_output=True,
         text=True,
-        cwd=folder,
+        cwd=source.parent,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    source = copy_source(tmp_path_factory.mktemp("source"))
+    pip("wheel", source, source, "-w", folder)
     return next(folder.glob("*.whl"))
+
+
+def test_an_editable_installation_is_found_beside_its_clone(tmp_path):
+    """A folder without an __init__.py hides packages that an import hook would find later."""
+    source = copy_source(tmp_path)
+    pip("install", source, "--target", tmp_path / "site", "--editable", source)
+    code = (
+        f"import site; site.addsitedir({str(tmp_path / 'site')!r}); import groupdetr_d2;"
+        "print(groupdetr_d2.__file__, groupdetr_d2.__all__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert str(source / "groupdetr_d2/__init__.py") in done.stdout and "'Predictor'" in done.stdout
 
 
 def test_a_wheel_has_every_configuration_and_the_marker_of_types(wheel):

@@ -21,7 +21,13 @@ anything else is done. `tools/write_config_page.py` writes this page from
 | key | default | description |
 |---|---|---|
 """
-NAMED = {"MODEL.COMPILE", "MODEL.DETR.TWO_STAGE", "MODEL.DETR.VARIANT", "MODEL.META_ARCHITECTURE"}
+NAMED = {
+    "MODEL.COMPILE",
+    "MODEL.DEVICE",
+    "MODEL.DETR.TWO_STAGE",
+    "MODEL.DETR.VARIANT",
+    "MODEL.META_ARCHITECTURE",
+}
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def measure(args: argparse.Namespace, num_groups: int) -> dict:
     cfg.MODEL.DETR.NUM_GROUPS = num_groups
     size = tuple(args.image_size)
     flops = count_flops(cfg, size, args.batch_size, backward=not args.evaluate)
-    if args.device != "auto":
+    if args.device:
         cfg.MODEL.DEVICE = args.device
     cost = measure_step(
         cfg,

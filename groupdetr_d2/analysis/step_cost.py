@@ -15,7 +15,6 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import settle_device
 from ..engine.memory import keep_freed_memory, peak_memory_mib
 from ..engine.solver import amp_dtype_of, build_optimizer
 from ..errors import UserError
@@ -122,7 +121,6 @@ def measure_step(
     cfg, size: tuple[int, int], batch_size: int, *, num_objects: int, steps: int, training: bool
 ) -> dict:
     """Measures the seconds of a step, the shares of its parts, and peak memory."""
-    settle_device(cfg)
     cuda = cfg.MODEL.DEVICE.startswith("cuda")
     if not cuda:
         keep_freed_memory()

@@ -14,9 +14,10 @@ from detectron2.data import (
 )
 
 from ..checkpoint.restoring import restore
+from ..data.checks import check_data, check_registered
 from ..data.detr_augmentation import build_detr_augmentation
-from ..data.loader import SeededMapper
-from ..engine.setup import check_data, settle_config
+from ..data.loader import DetectionMapper
+from ..engine.setup import settle_config
 from ..errors import UserError
 from ..modeling.meta_arch import SetPredictor, task_of
 from ..modeling.two_stage import TwoStageQueries
@@ -47,8 +48,8 @@ class TrainedModel:
         resize = build_detr_augmentation(self.cfg, is_train=False)
         order = self.cfg.INPUT.FORMAT
         fields = self.task.annotation_fields
-        mapper = SeededMapper(
-            resize, image_format=order, is_train=True, seed=0, annotation_fields=fields
+        mapper = DetectionMapper(
+            resize, image_format=order, is_train=True, annotation_fields=fields
         )
         dicts = DatasetCatalog.get(self.dataset)[:number]
         loader = build_detection_test_loader(
@@ -73,6 +74,7 @@ def load(weights: str | Path, opts: list[str]) -> TrainedModel:
                 f"{weights} was trained without a test set: name one, DATASETS.TEST "
                 "\"('name',)\" or DATASETS.CUSTOM.VAL_JSON and VAL_IMAGES"
             )
+        check_registered(cfg.DATASETS.TEST)
         check_data(cfg, cfg.DATASETS.TEST)
         torch.manual_seed(0)
 

@@ -8,7 +8,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from ..config import build_config, override, settle_device
+from ..config import build_config, override
 from ..config.upgrade import upgrade
 from ..modeling.meta_arch import SetPredictor
 from .checkpointer import GroupCheckpointer, read_content
@@ -30,7 +30,7 @@ def restore(
     weights: str | Path,
     opts: Sequence = (),
     *,
-    settle: Callable[[CfgNode], None] = settle_device,
+    settle: Callable[[CfgNode], None] | None = None,
 ) -> Restored:
     """Builds the model of a checkpoint from the configuration that it carries.
 
@@ -47,7 +47,8 @@ def restore(
     content = read_checkpoint(weights)
     cfg = config_of(content)
     override(cfg, opts)
-    settle(cfg)
+    if settle is not None:
+        settle(cfg)
     model = build_model(cfg).eval()
     threshold = find_threshold(weights, content)
     GroupCheckpointer(model).load_content(content)
@@ -73,8 +74,8 @@ def read_checkpoint(weights: str | Path) -> dict:
 
 def config_of(content: dict) -> CfgNode:
     """The configuration that a checkpoint was trained with, for the device of this machine."""
-    nested = upgrade(yaml.safe_load(content["run"]["config"]))
-    nested["MODEL"]["DEVICE"] = "auto"
     cfg = build_config()
+    nested = upgrade(yaml.safe_load(content["run"]["config"]))
+    nested["MODEL"]["DEVICE"] = cfg.MODEL.DEVICE
     cfg.merge_from_other_cfg(CfgNode(nested))
     return cfg

@@ -20,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=2, help="images of a step")
     parser.add_argument("--objects", type=int, default=7, help="targets of each image")
     parser.add_argument("--steps", type=int, default=7, help="measured steps, after two more")
-    parser.add_argument("--device", default="auto", help="cpu, cuda; what is there if not given")
+    parser.add_argument("--device", help="cpu, cuda, ...; a GPU if there is one")
     parser.add_argument("--evaluate", action="store_true", help="measure inference instead")
     parser.add_argument("--json", action="store_true", help="print the raw numbers")
     add_overrides(parser)

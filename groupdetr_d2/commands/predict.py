@@ -23,7 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="JSON",
         help="annotations with the images' ids: results in COCO's format are written too",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
+    parser.add_argument("--device", help="cpu, cuda, ...; a GPU if there is one")
     parser.add_argument(
         "--opts", nargs=REMAINDER, default=[], help="overrides: KEY VALUE ... (comes last)"
     )

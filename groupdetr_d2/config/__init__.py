@@ -1,6 +1,6 @@
 """The configuration: keys, yaml files, and what is checked before anything else is done."""
 
-from .building import ConfigError, build_config, override, settle_device
+from .building import ConfigError, build_config, override
 from .choices import check_choices
 from .keys import add_groupdetr_config
 
@@ -10,5 +10,4 @@ __all__ = [
     "build_config",
     "check_choices",
     "override",
-    "settle_device",
 ]

@@ -5,14 +5,13 @@ import os
 import re
 from collections.abc import Sequence
 
-import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..errors import UserError
 from .choices import check_choices
-from .files import find_config
-from .keys import add_groupdetr_config
+from .files import find_config, nearest_configs
+from .keys import add_groupdetr_config, all_keys
 
 
 class ConfigError(UserError):
@@ -23,7 +22,8 @@ def build_config(config_file: str = "", opts: Sequence | None = None) -> CfgNode
     """Builds the configuration of a yaml with overrides, not frozen; nothing in it is evaluated.
 
     Args:
-        config_file: a path, or a path under `configs/`; none for the defaults.
+        config_file: a path, a path under `configs/`, or the name of a file there; none for the
+            defaults.
         opts: overrides, ``["KEY", value, ...]``.
 
     Raises:
@@ -33,8 +33,7 @@ def build_config(config_file: str = "", opts: Sequence | None = None) -> CfgNode
     cfg = get_cfg()
     add_groupdetr_config(cfg)
     config_file = find_config(config_file)
-    if config_file and not os.path.isfile(config_file):
-        raise ConfigError(f"the configuration file {config_file} does not exist")
+    check_config_file(config_file)
     try:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)
@@ -42,6 +41,26 @@ def build_config(config_file: str = "", opts: Sequence | None = None) -> CfgNode
         raise ConfigError(_explain(error, cfg, config_file)) from error
     override(cfg, opts or [], config_file)
     return cfg
+
+
+def check_config_file(config_file: str) -> None:
+    """Checks that a configuration file exists, and is a yaml.
+
+    Raises:
+        ConfigError: naming the file, and the nearest of `configs/`.
+    """
+    if not config_file:
+        return
+    if config_file.endswith(".py"):
+        raise ConfigError(
+            f"{config_file} is one of Detectron2's LazyConfigs, which are Python code: "
+            "groupdetr_d2 reads yaml alone; `configs/` of the package holds one for each model"
+        )
+    if not os.path.isfile(config_file):
+        near = nearest_configs(config_file)
+        raise ConfigError(
+            f"the configuration file {config_file} does not exist; near names: {', '.join(near)}"
+        )
 
 
 def override(cfg: CfgNode, opts: Sequence, config_file: str = "") -> None:
@@ -58,12 +77,6 @@ def override(cfg: CfgNode, opts: Sequence, config_file: str = "") -> None:
     check_choices(cfg)
 
 
-def settle_device(cfg: CfgNode) -> None:
-    """Replaces MODEL.DEVICE "auto" by cuda where there is a GPU, and by cpu elsewhere."""
-    if cfg.MODEL.DEVICE == "auto":
-        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
     text = str(error if isinstance(error, yaml.YAMLError) or not error.args else error.args[0])
     match = re.search(r"Non-existent (?:config )?key: ([\w.]+)", text)
@@ -75,13 +88,3 @@ def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
     return (
         f"{key} (in {config_file} or on the command line) is no known key; the nearest is {near[0]}"
     )
-
-
-def all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
-    """Lists the keys of a configuration, sections included, joined with dots."""
-    keys = []
-    for key, value in cfg.items():
-        keys.append(prefix + key)
-        if isinstance(value, CfgNode):
-            keys.extend(all_keys(value, f"{prefix}{key}."))
-    return keys

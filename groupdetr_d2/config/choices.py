@@ -17,6 +17,16 @@ class ChoiceError(UserError):
     """A key has a value that is none of its words; the message lists them."""
 
 
+def _devices(cfg: CfgNode) -> Words:
+    """The devices of this machine; torch's own errors come late, and do not name the key."""
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        return ("cpu", "cuda", "cuda:1 and so on")
+    is_here = device.type != "cuda" or torch.cuda.is_available()
+    return (cfg.MODEL.DEVICE,) if is_here else ("cpu", "nothing else: PyTorch finds no GPU here")
+
+
 def _variants(cfg: CfgNode) -> Words:
     return tuple(name for name, _ in VARIANT_REGISTRY)
 
@@ -43,6 +53,7 @@ def _compilers(cfg: CfgNode) -> Words:
 
 
 CHOICES: dict[str, Words | Callable[[CfgNode], Words]] = {
+    "MODEL.DEVICE": _devices,
     "MODEL.META_ARCHITECTURE": _meta_architectures,
     "MODEL.BACKBONE.NAME": _backbones,
     "MODEL.COMPILE": _compilers,
@@ -71,7 +82,8 @@ def check_choices(cfg: CfgNode) -> None:
     """Checks every key of the table, before data, model or weights are touched.
 
     Raises:
-        ChoiceError: naming the key, its value and the words that it can be.
+        ChoiceError: naming the key, its value and the words that it can be, or the key that is
+            missing.
     """
     for key, words in CHOICES.items():
         value = value_of(cfg, key)
@@ -81,8 +93,18 @@ def check_choices(cfg: CfgNode) -> None:
 
 
 def value_of(cfg: CfgNode, key: str):
-    """The value of a key whose parts are joined by dots."""
+    """The value of a key whose parts are joined by dots.
+
+    Raises:
+        ChoiceError: there is no such key.
+    """
     for part in key.split("."):
+        if part not in cfg:
+            raise ChoiceError(
+                f"the configuration has no key {key}: call add_groupdetr_config(cfg) after "
+                "get_cfg(), and after the add_*_config of other projects, which may replace a "
+                "section of the same name"
+            )
         cfg = cfg[part]
     return cfg
 

@@ -1,5 +1,6 @@
 """The places of the yamls: beside the package in a checkout, inside it once installed."""
 
+import difflib
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -12,9 +13,28 @@ def config_folder() -> Path:
 
 
 def find_config(name: str) -> str:
-    """A path as it is; else the same path under `configs/` of the installation.
+    """A path as it is; else a yaml under `configs/` of the installation, in any folder.
 
-    ``configs/DINO/dino_4scale_R_50_12ep.yaml`` so works in any folder.
+    ``configs/DINO/dino_4scale_R_50_12ep.yaml``, the same without ``configs/``, and its file name
+    alone, with or without ``.yaml``, are all found.
     """
-    inside = config_folder() / name.removeprefix("configs/")
-    return str(inside) if name and not Path(name).exists() and inside.is_file() else name
+    if not name or Path(name).exists():
+        return name
+    wanted = Path(name.removeprefix("configs/"))
+    candidates = (wanted, wanted.with_name(f"{wanted.name}.yaml"))
+    for own in known_configs():
+        if own in candidates or Path(own.name) in candidates:
+            return str(config_folder() / own)
+    return name
+
+
+def known_configs() -> list[Path]:
+    """The yamls of the installation, relative to `configs/`."""
+    return sorted(p.relative_to(config_folder()) for p in config_folder().rglob("*.yaml"))
+
+
+def nearest_configs(name: str) -> list[str]:
+    """The names of yamls that look most like this one."""
+    by_file = {path.name: str(path) for path in known_configs()}
+    near = difflib.get_close_matches(Path(name).name, by_file, n=3, cutoff=0)
+    return [by_file[x] for x in near]

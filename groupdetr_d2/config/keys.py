@@ -6,17 +6,51 @@ Keys that take one of several words are listed in choices.py.
 
 import importlib
 
+import torch
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+SECTIONS = (
+    *("MODEL.EMA", "MODEL.DETR", "MODEL.DETR.DENOISING", "MODEL.DETR.SAM", "MODEL.SWIN"),
+    *("MODEL.SMALL_RESNET", "DATASETS.CUSTOM", "DATASETS.SHAPES"),
+)
+# importing them registers what is in them
+REGISTERING = ("modeling", "variants", "data.shapes", "engine.detectron2_habits")
 
 
 def add_groupdetr_config(cfg: CN) -> None:
     """Adds every key of the plugin, and sets Detectron2's own to what DETR models expect.
 
-    The plugin's meta-architectures, backbones and variants are registered with Detectron2, so that
+    The keys alone are a complete model: Conditional DETR on a ResNet-50. Meta-architectures,
+    backbones, variants and the generated data sets are registered with Detectron2, so that
     `detectron2.modeling.build_model(cfg)` finds them.
+
+    A configuration that has every key already is left as it is, so that a second call undoes
+    nothing. Keys that other projects have added stay. Models of other projects want a configuration
+    of their own: INPUT.FORMAT, MODEL.PIXEL_MEAN and others of Detectron2's keys are DETR's after
+    this call.
     """
-    for package in ("modeling", "variants"):
-        importlib.import_module(f"groupdetr_d2.{package}")  # importing registers what is in it
+    for name in REGISTERING:
+        importlib.import_module(f"groupdetr_d2.{name}")
+    wanted = get_cfg()
+    _add_all(wanted)
+    if not set(all_keys(wanted)) <= set(all_keys(cfg)):
+        _add_all(cfg)
+
+
+def all_keys(cfg: CN, prefix: str = "") -> list[str]:
+    """Lists the keys of a configuration, sections included, joined with dots."""
+    keys = []
+    for key, value in cfg.items():
+        keys.append(prefix + key)
+        if isinstance(value, CN):
+            keys.extend(all_keys(value, f"{prefix}{key}."))
+    return keys
+
+
+def _add_all(cfg: CN) -> None:
+    for section in SECTIONS:
+        _add_section(cfg, section.split("."))
     _add_model_keys(cfg)
     _add_detr_keys(cfg)
     _add_loss_keys(cfg)
@@ -26,11 +60,19 @@ def add_groupdetr_config(cfg: CN) -> None:
     _add_data_keys(cfg)
 
 
+def _add_section(cfg: CN, parts: list[str]) -> None:
+    """Adds a section unless another project has added it, whose keys stay in it."""
+    for part in parts:
+        if not isinstance(cfg.get(part), CN):
+            cfg[part] = CN()
+        cfg = cfg[part]
+
+
 def _add_model_keys(cfg: CN) -> None:
     # The meta-architecture, which stands for the task: GroupDETR detects 2D boxes.
     cfg.MODEL.META_ARCHITECTURE = "GroupDETR"
-    # The device of the model. "auto" is CUDA where there is a GPU, else the CPU.
-    cfg.MODEL.DEVICE = "auto"
+    # The device of the model: cpu, cuda, cuda:1, ...
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     # The mean that is subtracted from pixels, in the order of INPUT.FORMAT: torchvision's, RGB.
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.280, 103.530]
     # The deviation that pixels are divided by, in the order of INPUT.FORMAT: torchvision's, RGB.
@@ -44,7 +86,6 @@ def _add_model_keys(cfg: CN) -> None:
     # training. Empty compiles nothing.
     cfg.MODEL.COMPILE = ""
 
-    cfg.MODEL.EMA = CN()
     # Whether a running mean of the weights is kept, evaluated and used for inference.
     cfg.MODEL.EMA.ENABLED = False
     # The share of the running mean that is kept in an iteration.
@@ -52,7 +93,6 @@ def _add_model_keys(cfg: CN) -> None:
 
 
 def _add_detr_keys(cfg: CN) -> None:
-    cfg.MODEL.DETR = CN()
     # The DETR variant, a name of the registry in groupdetr_d2/variants/.
     cfg.MODEL.DETR.VARIANT = "conditional_detr"
     # K, the groups of object queries in training. 1 is the model without Group DETR.
@@ -110,7 +150,6 @@ def _add_loss_keys(cfg: CN) -> None:
 
 
 def _add_variant_keys(cfg: CN) -> None:
-    cfg.MODEL.DETR.DENOISING = CN()
     # The denoising queries of a group, rounded down to whole repetitions of the targets of the
     # batch's fullest image (at least one); dino adds a negative query for each. 0 is no denoising.
     cfg.MODEL.DETR.DENOISING.NUM_QUERIES = 0
@@ -127,13 +166,16 @@ def _add_variant_keys(cfg: CN) -> None:
     # (dab_deformable_detr): the best positions of the encoder's output.
     cfg.MODEL.DETR.TWO_STAGE = ""
 
-    cfg.MODEL.DETR.SAM = CN()
     # Whether sam_detr adds SMCA's Gaussians to the attention logits.
     cfg.MODEL.DETR.SAM.SMCA = False
 
 
 def _add_backbone_keys(cfg: CN) -> None:
-    cfg.MODEL.SWIN = CN()
+    # The feature maps that Detectron2's ResNets return.
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    # Whether a bottleneck has its stride in the 1 x 1 convolution: not in torchvision's ResNets.
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+
     # The channels of the first stage of build_swin_backbone.
     cfg.MODEL.SWIN.EMBED_DIM = 96
     # The blocks of each stage of build_swin_backbone.
@@ -145,10 +187,7 @@ def _add_backbone_keys(cfg: CN) -> None:
     # The probability that the last block of build_swin_backbone is left out in training; it grows
     # from 0 with depth.
     cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
-    # The feature maps that build_swin_backbone returns: p0, p1, ... have strides 4, 8, ...
-    cfg.MODEL.SWIN.OUT_FEATURES = ["p1", "p2", "p3"]
 
-    cfg.MODEL.SMALL_RESNET = CN()
     # The channels of the stem, res2, res3, ... of build_small_resnet_backbone.
     cfg.MODEL.SMALL_RESNET.CHANNELS = [32, 32, 64, 128, 256]
 
@@ -209,7 +248,6 @@ def _add_data_keys(cfg: CN) -> None:
     # The different images that DATALOADER.ON_ERROR "skip" may leave out in a process.
     cfg.DATALOADER.MAX_SKIPPED = 100
 
-    cfg.DATASETS.CUSTOM = CN()
     # The annotations of your own training set in COCO's format (--train-json).
     cfg.DATASETS.CUSTOM.TRAIN_JSON = ""
     # The image folder of your own training set (--train-images).
@@ -222,7 +260,6 @@ def _add_data_keys(cfg: CN) -> None:
     # leaves them out.
     cfg.DATASETS.CUSTOM.BAD_BOXES = "error"
 
-    cfg.DATASETS.SHAPES = CN()
     # The training images of the generated set (groupdetr_d2/data/shapes.py).
     cfg.DATASETS.SHAPES.NUM_TRAIN = 4000
     # The validation images of the generated set.

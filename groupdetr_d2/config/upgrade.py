@@ -8,6 +8,7 @@ DINO_SWITCHES = ("QUERY_SCALE", "DECODER_NORM", "SHARED_HEADS", "LOOK_FORWARD_TW
 def upgrade(content: dict) -> dict:
     """Renames the keys of an earlier version in place, and returns the nested dictionary."""
     detr = content["MODEL"]["DETR"]
+    content["MODEL"].get("SWIN", {}).pop("OUT_FEATURES", None)  # they are those of IN_FEATURES
     for old, new in RENAMED.items():
         if old in detr:
             detr[new] = detr.pop(old)

@@ -3,6 +3,7 @@
 `check-data` lists all findings, training refuses a set by the first error.
 """
 
+import functools
 import json
 import os
 from collections import Counter
@@ -65,11 +66,19 @@ def read_classes(json_file: str) -> list[str]:
     Raises:
         DatasetError: naming the file, the first entry that is wrong, and the remedy.
     """
+    if not os.path.isfile(json_file):
+        raise DatasetError(f"the annotation file {json_file} does not exist")
+    state = os.stat(json_file)
+    return list(_classes_of(json_file, state.st_mtime_ns, state.st_size))
+
+
+@functools.lru_cache(maxsize=8)  # a file of COCO's size takes seconds, and several places ask
+def _classes_of(json_file: str, changed: int, size: int) -> tuple[str, ...]:
     content = read_json(json_file)
     for finding in find_errors(content):
         raise DatasetError(f"{json_file}{finding.refusal}")
     categories = {c["id"]: c["name"] for c in content["categories"]}
-    return [categories[i] for i in sorted(categories)]
+    return tuple(categories[i] for i in sorted(categories))
 
 
 def find_errors(content: dict) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ seen, whatever the number of workers.
 
 import copy
 import itertools
+import random
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -29,9 +30,12 @@ from .workers import leave_signals_to_parent
 class TrainingSet(Dataset):
     """Serialised dataset dicts, indexed by draw * length + index.
 
+    Random numbers of an item, be they numpy's, PyTorch's or Python's, are a function of the seed
+    and the draw, whatever the mapper does with them.
+
     Args:
-        mapper: makes an item from a dict with "draw", the number of its draw; without one, items
-            are those dicts.
+        mapper: makes an item from a dataset dict; without one, items are those dicts with "draw",
+            the number of their draw.
         skips: whether an image that cannot be used is replaced by the next one, and
             named in that item's "skipped".
 
@@ -40,16 +44,21 @@ class TrainingSet(Dataset):
     """
 
     def __init__(
-        self, dataset_dicts: list[dict], mapper: Callable | None = None, *, skips: bool = False
+        self,
+        dataset_dicts: list[dict],
+        mapper: Callable | None = None,
+        *,
+        skips: bool = False,
+        seed: int = 0,
     ):
         self.dicts = DatasetFromList(dataset_dicts, copy=False)
         self.is_wide = [d["width"] > d["height"] for d in dataset_dicts]
-        self.mapper, self.skips = mapper, skips
+        self.mapper, self.skips, self.seed = mapper, skips, seed
 
-    def mapped(self, mapper: Callable, *, skips: bool) -> "TrainingSet":
+    def mapped(self, mapper: Callable, *, skips: bool, seed: int) -> "TrainingSet":
         """Returns the same set with a mapper."""
         other = copy.copy(self)
-        other.mapper, other.skips = mapper, skips
+        other.mapper, other.skips, other.seed = mapper, skips, seed
         return other
 
     def __len__(self) -> int:
@@ -59,9 +68,10 @@ class TrainingSet(Dataset):
         draw, index = divmod(key, len(self.dicts))
         skipped: list[str] = []
         for candidate in self._candidates(index):
-            d = {**self.dicts[candidate], "draw": draw}
+            d = self.dicts[candidate]
             if self.mapper is None:
-                return d
+                return {**d, "draw": draw}
+            seed_everything(self.seed, draw)
             try:
                 return {**self.mapper(d), "skipped": skipped}
             except ImageReadError as error:
@@ -77,11 +87,18 @@ class TrainingSet(Dataset):
         yield from sorted(order, key=lambda i: self.is_wide[i] != self.is_wide[index])
 
 
-class SeededMapper:
+def seed_everything(seed: int, draw: int) -> None:
+    """Seeds numpy, PyTorch and Python's `random` for one draw."""
+    state = np.random.SeedSequence([seed, draw]).generate_state(4)
+    np.random.seed(state)
+    torch.manual_seed(int(state[0]))
+    random.seed(int(state[0]))
+
+
+class DetectionMapper:
     """Makes a model's input from a dataset dict, as Detectron2's `DatasetMapper` does.
 
-    Random numbers are a function of the seed and the draw; files of any mode and bit depth can be
-    read.
+    Files of any mode and bit depth can be read.
 
     Args:
         image_format: RGB or BGR.
@@ -95,12 +112,11 @@ class SeededMapper:
         *,
         image_format: str,
         is_train: bool,
-        seed: int,
         annotation_fields: Sequence[str],
         keeps_original: bool = False,
     ):
         self.augmentations = T.AugmentationList(augmentations)
-        self.image_format, self.is_train, self.seed = image_format, is_train, seed
+        self.image_format, self.is_train = image_format, is_train
         self.annotation_fields = tuple(x for x in annotation_fields if x != "iscrowd")
         self.keeps_original = keeps_original
 
@@ -110,9 +126,6 @@ class SeededMapper:
         Raises:
             ImageReadError: naming the file and the remedy.
         """
-        draw = dataset_dict.pop("draw", None)
-        if draw is not None:
-            np.random.seed(np.random.SeedSequence([self.seed, draw]).generate_state(4))
         try:
             return self._map(dict(dataset_dict))
         except Exception as error:
@@ -190,32 +203,48 @@ class TrainingSampler(Sampler):
             yield from zip(itertools.islice(numbers, self.size), order, strict=True)
 
 
-def build_train_loader(cfg, training_set: TrainingSet, mapper: Callable, start_iter: int = 0):
+def build_train_loader(
+    cfg, training_set: TrainingSet, mapper: Callable, start_iter: int = 0
+) -> DataLoader:
     """Builds endless batches of SOLVER.IMS_PER_BATCH / processes images.
 
     Args:
         mapper: makes a model's input from a dataset dict.
         start_iter: the first batch, as if those before it had been drawn.
     """
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     sampler = TrainingSampler(
         len(training_set),
         is_wide=training_set.is_wide if grouped else None,
         batch_size=batch_size,
-        seed=cfg.SEED,
+        seed=seed,
         start_iter=start_iter,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
     )
     return DataLoader(
-        training_set.mapped(mapper, skips=cfg.DATALOADER.ON_ERROR == "skip"),
+        training_set.mapped(mapper, skips=cfg.DATALOADER.ON_ERROR == "skip", seed=seed),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         worker_init_fn=leave_signals_to_parent,
     )
+
+
+def start_from(loader: object, *, start_iter: int, seed: int) -> bool:
+    """Makes a loader of :func:`build_train_loader` begin at a batch, with another seed.
+
+    Returns:
+        whether it is such a loader; any other one is left as it is.
+    """
+    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "sampler", None)
+    if not isinstance(dataset, TrainingSet) or not isinstance(sampler, TrainingSampler):
+        return False
+    sampler.start_iter, sampler.seed, dataset.seed = start_iter, seed, seed
+    return True
 
 
 def build_test_loader(cfg, dataset_name: str, mapper: Callable):

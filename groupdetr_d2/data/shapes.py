@@ -10,13 +10,13 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json
 
 from .coco_rules import box_annotation
 
@@ -46,24 +46,60 @@ class ShapesSpec:
         )
 
 
+SPECS = {
+    "shapes_train": ShapesSpec("train", num_images=4000, max_objects=8, seed=0),
+    "shapes_val": ShapesSpec("val", num_images=400, max_objects=8, seed=1),
+}
+
+
 def register_shapes(cfg) -> None:
-    """Registers `shapes_train` and `shapes_val`, generating what is not in the cache yet."""
+    """Generates `shapes_train` and `shapes_val` where they are used and not in the cache yet.
+
+    With other DATASETS.SHAPES than those that are registered, they are registered anew.
+    """
     shapes = cfg.DATASETS.SHAPES
-    wanted = {
-        "shapes_train": ShapesSpec(
-            "train", shapes.NUM_TRAIN, shapes.IMAGE_SIZE, shapes.MAX_OBJECTS, seed=0
-        ),
-        "shapes_val": ShapesSpec(
-            "val", shapes.NUM_VAL, shapes.IMAGE_SIZE, shapes.MAX_OBJECTS, seed=1
-        ),
-    }
-    root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")) / "shapes"
-    for name in {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} & wanted.keys():
-        folder = generate_shapes(wanted[name], root)
-        if name in DatasetCatalog.list():
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
-        register_coco_instances(name, {}, str(folder / "annotations.json"), str(folder / "images"))
+    numbers = {"shapes_train": shapes.NUM_TRAIN, "shapes_val": shapes.NUM_VAL}
+    for name in {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} & SPECS.keys():
+        if not is_generated(name):
+            continue
+        spec = replace(
+            SPECS[name],
+            num_images=numbers[name],
+            image_size=shapes.IMAGE_SIZE,
+            max_objects=shapes.MAX_OBJECTS,
+        )
+        generate_shapes(spec, shapes_root())
+        register_spec(name, spec)
+
+
+def is_generated(name: str) -> bool:
+    """Whether a name is registered as one of these sets; someone else's stays what it is."""
+    is_known = name in DatasetCatalog.list()
+    return is_known and MetadataCatalog.get(name).get("is_generated", False)
+
+
+def shapes_root() -> Path:
+    """The folder of generated sets, in $DETECTRON2_DATASETS."""
+    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")) / "shapes"
+
+
+def register_spec(name: str, spec: ShapesSpec) -> None:
+    """Registers a set, in place of another specification; it is generated when it is loaded."""
+    root = shapes_root()
+    folder = root / spec.folder
+    json_file, image_root = str(folder / "annotations.json"), str(folder / "images")
+
+    def load() -> list[dict]:
+        generate_shapes(spec, root)
+        return load_coco_json(json_file, image_root, name)
+
+    if is_generated(name):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="coco", is_generated=True
+    ).set(thing_classes=list(CLASSES))
 
 
 def generate_shapes(spec: ShapesSpec, root: Path) -> Path:
@@ -182,3 +218,8 @@ def _outlines(name: str) -> list[tuple[np.ndarray, int]]:
         "cross": [(np.array(cross), 1)],
     }
     return polygons[name]
+
+
+for _name, _spec in SPECS.items():  # as Detectron2 registers its own
+    if _name not in DatasetCatalog.list():
+        register_spec(_name, _spec)

@@ -83,6 +83,12 @@ class BestHook(HookBase):
         # the first process alone has results
         values = comm.all_gather(self.task.score_of(last.results))
         value = next((x for x in values if x is not None), None)
+        if value is None and last.results:
+            logger.warning(
+                "the evaluation gives no %s: there is no model_best.pth, and SOLVER.PATIENCE waits "
+                "for nothing",
+                self.task.metric,
+            )
         if value is None or not self.best.is_new(value, last.iterations):
             return
         logger.info("%s %.2f is the best so far: model_best.pth", self.task.metric, value)

@@ -4,16 +4,14 @@ import logging
 from argparse import Namespace
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 
 from ..checkpoint import GroupCheckpointer
 from ..checkpoint.run_info import RunInfo
-from ..data.checks import check_annotations
 from ..inference.augmented import build_evaluated_model
-from .report import next_commands, read_evaluation, write_report
-from .setup import check_data, setup_config
+from .report import next_commands, read_evaluation, results_file, write_report
+from .setup import check_test_sets, setup_config
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -23,11 +21,8 @@ def main(args: Namespace) -> dict | None:
     """Evaluates with --eval-only, else trains; returns the evaluation's results."""
     cfg = setup_config(args)
     default_setup(cfg, args)
-    names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    check_data(cfg, names)
-    for name in cfg.DATASETS.TEST:
-        check_annotations(name, DatasetCatalog.get(name))
     if args.eval_only:
+        check_test_sets(cfg)
         return evaluate(cfg, args)
     trainer = Trainer(cfg)
     trainer.checkpointer.trust = args.trust_checkpoint
@@ -45,6 +40,7 @@ def evaluate(cfg: CfgNode, args: Namespace) -> dict:
     is_resumed = args.resume and checkpointer.has_checkpoint()
     path = checkpointer.get_checkpoint_file() if is_resumed else cfg.MODEL.WEIGHTS
     checkpointer.load(path, checkpointables=[])  # to be used: the running mean, if there is one
+    results_file(cfg).unlink(missing_ok=True)  # of an earlier evaluation
     results = Trainer.test(cfg, build_evaluated_model(cfg, model))
     if comm.is_main_process() and cfg.DATASETS.TEST:
         write_report(cfg, read_evaluation(cfg), results, next_commands(cfg))

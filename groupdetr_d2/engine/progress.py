@@ -17,12 +17,16 @@ class ProgressPrinter(EventWriter):
     """Prints epoch, ETA, the last decoder layer's losses, rates, times and memory.
 
     Args:
-        epoch_iters: iterations of one epoch.
+        epoch_iters: iterations of one epoch; None if that is not known.
         shown_losses: names of the losses to print beside their sum.
     """
 
     def __init__(
-        self, max_iter: int, epoch_iters: float, device: torch.device, shown_losses: Sequence[str]
+        self,
+        max_iter: int,
+        epoch_iters: float | None,
+        device: torch.device,
+        shown_losses: Sequence[str],
     ):
         self.max_iter, self.epoch_iters, self.device = max_iter, epoch_iters, device
         self.shown = ("total_loss", *shown_losses)
@@ -35,11 +39,10 @@ class ProgressPrinter(EventWriter):
         if storage.iter == self.max_iter:
             return
         latest = storage.latest_with_smoothing_hint(20)
-        parts = [
-            f"epoch {iteration / self.epoch_iters:.2f}/{self.max_iter / self.epoch_iters:.4g}",
-            f"iter {iteration}/{self.max_iter}",
-            f"eta {self._eta(iteration)}",
-        ]
+        parts = [f"iter {iteration}/{self.max_iter}", f"eta {self._eta(iteration)}"]
+        if self.epoch_iters:
+            epoch, last = iteration / self.epoch_iters, self.max_iter / self.epoch_iters
+            parts.insert(0, f"epoch {epoch:.2f}/{last:.4g}")
         parts += [f"{name} {latest[name][0]:.4g}" for name in self.shown if name in latest]
         if "lr" in latest:
             parts.append(f"lr {latest['lr'][0]:.3g}")

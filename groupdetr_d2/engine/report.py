@@ -4,24 +4,19 @@ import logging
 import shlex
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import cv2
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from tabulate import tabulate
 
-from ..data.loader import TrainingSet, build_train_loader
-from ..evaluation.drawing import draw_curves, draw_tile, sheet
+from ..evaluation.drawing import draw_curves
 from ..evaluation.evaluation_report import Evaluation
 from ..evaluation.report_page import evaluation_sections, write_page
 from ..modeling.meta_arch import task_of
 
 logger = logging.getLogger(__name__)
-FIRST_BATCHES, FIRST_IMAGES = 2, 16
 
 
 @dataclass(frozen=True)
@@ -40,19 +35,13 @@ class LastEvaluation:
 
 
 class ReportHook(HookBase):
-    """Draws the first batches; at the end writes the report, and prints what to do next.
+    """Writes the report at the end, and prints what to do next.
 
     It reads the trainer's `last_evaluation`.
     """
 
     def __init__(self, cfg: CfgNode):
         self.cfg, self.folder = cfg, Path(cfg.OUTPUT_DIR)
-
-    def before_train(self) -> None:
-        """Draws the first batches, which show most mistakes in data and augmentation."""
-        if self.trainer.start_iter == 0:
-            picture = draw_first_batches(self.cfg, self.trainer.training_set)
-            cv2.imwrite(str(self.folder / "first_batches.jpg"), picture)
 
     def after_train(self) -> None:
         """Writes the report if the run reached its last iteration."""
@@ -100,12 +89,17 @@ def read_evaluation(cfg: CfgNode) -> Evaluation | None:
     """Reads what the last evaluation found on the first test set; None if it left no file."""
     if not cfg.DATASETS.TEST:
         return None
-    task, dataset = task_of(cfg), cfg.DATASETS.TEST[0]
-    file = Path(cfg.OUTPUT_DIR, "inference", task.results_file)
+    file = results_file(cfg)
     if not file.is_file():
         return None
-    images = task.read_results(dataset, file)
+    dataset = cfg.DATASETS.TEST[0]
+    images = task_of(cfg).read_results(dataset, file)
     return Evaluation.of(images, MetadataCatalog.get(dataset).thing_classes)
+
+
+def results_file(cfg: CfgNode) -> Path:
+    """The file in which the evaluator leaves the detections on the first test set."""
+    return Path(cfg.OUTPUT_DIR, "inference", task_of(cfg).results_file)
 
 
 def write_report(cfg: CfgNode, found: Evaluation | None, results: dict, commands: str) -> None:
@@ -122,22 +116,3 @@ def format_metrics(metrics: dict[str, float]) -> str:
     """Formats the evaluator's numbers as a table."""
     rows = [(name, f"{value:.1f}") for name, value in metrics.items()]
     return tabulate(rows, headers=("metric", "value"), tablefmt="simple")
-
-
-def draw_first_batches(cfg: CfgNode, training_set: TrainingSet) -> np.ndarray:
-    """Draws the images that training begins with, augmented, with their objects."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATALOADER.NUM_WORKERS = 0  # the images do not depend on it
-    task = task_of(cfg)
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
-    tiles: list[np.ndarray] = []
-    loader = build_train_loader(cfg, training_set, task.build_mapper(cfg, is_train=True))
-    for batch, _ in zip(loader, range(FIRST_BATCHES), strict=False):
-        for item in batch[: FIRST_IMAGES - len(tiles)]:
-            image = item["image"].permute(1, 2, 0).numpy()
-            image = image if cfg.INPUT.FORMAT == "BGR" else image[..., ::-1]
-            draw = partial(task.draw, instances=item["instances"], names=names)
-            title = Path(item["file_name"]).name[-40:]
-            tiles.append(draw_tile(title, np.ascontiguousarray(image), draw))
-    return sheet(tiles, columns=4)

@@ -3,23 +3,30 @@
 import logging
 
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
+
+from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-def settle_schedule(cfg: CfgNode) -> None:
+def settle_schedule(cfg: CfgNode, num_images: int | None) -> None:
     """Applies SOLVER.EPOCHS and SOLVER.REFERENCE_BATCH to the keys that Detectron2 reads.
 
     It can be applied again, as when a finished run's configuration is used anew.
+
+    Args:
+        num_images: of an epoch; None if the loader does not say.
+
+    Raises:
+        UserError: SOLVER.EPOCHS is given, and the length of an epoch is not known.
     """
-    if cfg.SOLVER.EPOCHS and cfg.DATASETS.TRAIN:
-        size = len(
-            get_detection_dataset_dicts(
-                cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    if cfg.SOLVER.EPOCHS:
+        if num_images is None:
+            raise UserError(
+                "SOLVER.EPOCHS needs to know the number of training images, which a "
+                "build_train_loader of your own does not say: give SOLVER.EPOCHS 0 and MAX_ITER"
             )
-        )
-        set_epochs(cfg, size)
+        set_epochs(cfg, num_images)
     reference, batch = cfg.SOLVER.REFERENCE_BATCH, cfg.SOLVER.IMS_PER_BATCH
     if reference and reference != batch:
         old = cfg.SOLVER.BASE_LR

@@ -1,17 +1,17 @@
 """The set-up of a run: from a yaml and the command line to a checked, frozen configuration."""
 
-import difflib
 import logging
 import os
 from argparse import Namespace
+from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..config import ConfigError, build_config, settle_device
-from ..data.checks import DatasetError, check_classes
+from ..config import ConfigError, build_config, check_choices
+from ..data.checks import check_annotations, check_data, check_registered
 from ..data.custom import register_custom_datasets
 from ..data.shapes import register_shapes
 from .schedule import settle_schedule
@@ -35,50 +35,63 @@ def setup_config(args: Namespace) -> CfgNode:
             raise ConfigError(f"--{flag}-images is given without --{flag}-json ANNOTATIONS")
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="groupdetr_d2")
     settle_config(cfg)
-    if not getattr(args, "eval_only", False):
-        check_data(cfg, cfg.DATASETS.TRAIN if cfg.SOLVER.EPOCHS else ())
-        settle_schedule(cfg)
+    check_registered((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     cfg.freeze()
     return cfg
 
 
-def settle_config(cfg: CfgNode) -> None:
-    """Settles what this machine and the data decide, and checks it.
+def settled(cfg: CfgNode) -> CfgNode:
+    """Returns a settled, frozen copy of a configuration, whatever script it comes from."""
+    if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+        setup_logger()  # as Detectron2's trainer does where no script has
+    cfg = cfg.clone()
+    cfg.defrost()
+    check_choices(cfg)
+    settle_config(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def scheduled(cfg: CfgNode, num_images: int | None) -> CfgNode:
+    """Returns a copy whose schedule is settled, and leaves it in the output folder.
+
+    Args:
+        num_images: of an epoch; None if it is not known.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    settle_schedule(cfg, num_images)
+    cfg.freeze()
+    if comm.is_main_process() and cfg.OUTPUT_DIR:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
+    return cfg
+
+
+def check_test_sets(cfg: CfgNode) -> None:
+    """Checks the test sets before the training rather than after it.
 
     Raises:
-        DatasetError: a data set is not registered, or its files are wrong.
+        DatasetError: a data set is not registered, or something is wrong with it.
+    """
+    check_registered(cfg.DATASETS.TEST)
+    check_data(cfg, cfg.DATASETS.TEST)
+    for name in cfg.DATASETS.TEST:
+        check_annotations(name, DatasetCatalog.get(name))
+
+
+def settle_config(cfg: CfgNode) -> None:
+    """Settles what this machine and the data decide, and checks it; it can be done again.
+
+    Raises:
+        DatasetError: the files of one's own data set are wrong.
         ConfigError: the batch cannot be divided.
     """
-    settle_device(cfg)
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed()
     register_custom_datasets(cfg)
     register_shapes(cfg)
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name not in DatasetCatalog.list():
-            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-            raise DatasetError(
-                f"data set {name} is not registered; near names: {', '.join(near) or 'none'}. For "
-                "your own data use --train-json, --train-images, --val-json and --val-images"
-            )
     _check_batch(cfg)
-
-
-def check_data(cfg: CfgNode, names: tuple[str, ...]) -> None:
-    """Checks that annotation files exist, and have as many classes as the model.
-
-    Raises:
-        DatasetError: naming the set, and the file or both numbers.
-    """
-    for name in names:
-        json_file = MetadataCatalog.get(name).get("json_file")
-        if json_file and not os.path.isfile(json_file):
-            raise DatasetError(
-                f"data set {name}: {json_file} does not exist. Set $DETECTRON2_DATASETS (now "
-                f"{os.getenv('DETECTRON2_DATASETS', 'datasets')}) to the folder that holds coco/, "
-                "or name your own data with --train-json and so on"
-            )
-    check_classes(cfg, names)
 
 
 def _check_batch(cfg: CfgNode) -> None:

@@ -7,11 +7,15 @@ from torch import nn
 from ..errors import UserError
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(cfg: CfgNode, model: nn.Module, *, clips: bool = True) -> torch.optim.Optimizer:
     """Builds AdamW; the backbone learns at SOLVER.BACKBONE_MULTIPLIER times SOLVER.BASE_LR.
 
     Parameters whose name contains one of SOLVER.SLOW_NAMES learn like the backbone. As in the
     official codes, weight decay applies to every parameter, norms and biases included.
+
+    Args:
+        clips: whether `step` clips the gradients first, as SOLVER.CLIP_GRADIENTS says; without it
+            the caller does.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     slow_names = ("backbone.", *cfg.SOLVER.SLOW_NAMES)
@@ -26,7 +30,27 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         {"params": backbone, "lr": lr * cfg.SOLVER.BACKBONE_MULTIPLIER},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
+    # a gradient scaler leaves it to a fused optimizer to unscale gradients, which is after clipping
+    optimizer = torch.optim.AdamW(
+        groups, lr=lr, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=not clips
+    )
+    if clips and clip_norm_of(cfg):
+        _clip_in_step(optimizer, clip_norm_of(cfg))
+    return optimizer
+
+
+def _clip_in_step(optimizer: torch.optim.Optimizer, norm: float) -> None:
+    def clip(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, norm)
+
+    optimizer.register_step_pre_hook(clip)
+
+
+def clip_norm_of(cfg: CfgNode) -> float:
+    """The bound on the norm of all gradients together, 0 for none."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    return clip.CLIP_VALUE if clip.ENABLED else 0.0
 
 
 def amp_dtype_of(cfg: CfgNode) -> torch.dtype | None:

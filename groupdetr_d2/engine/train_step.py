@@ -45,6 +45,7 @@ class TrainStep(SimpleTrainer):
     Attributes:
         stop_signal: the signal that some process has got by the end of the last iteration, or 0.
         left_out: iterations left out so far.
+        last_batch: what the loader gave last.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class TrainStep(SimpleTrainer):
         self.nonfinite_budget, self.left_out = nonfinite_budget, 0
         self.skipped = SkippedImages(max_skipped)
         self.signals, self.stop_signal = signals or StopSignals(), 0
+        self.last_batch: list[dict] = []
+        self.has_checked_gradients = False
 
     @property
     def plain_model(self) -> nn.Module:
@@ -84,13 +87,14 @@ class TrainStep(SimpleTrainer):
             NonFiniteLossError: a number is not finite in some process, in all of them alike.
         """
         start = time.perf_counter()
-        batch = next(self._data_loader_iter)
+        batch = self.last_batch = next(self._data_loader_iter)
         self.skipped.add(batch)
         data_time = time.perf_counter() - start
         torch.manual_seed(hash((self.seed, comm.get_rank(), self.iter)) % 2**63)
         self.optimizer.zero_grad()
         losses, suspects = self.compute_gradients(batch)
         self.after_backward()
+        self._check_gradients()
         losses["gradient norm"] = self._clip()
         values, is_bad = self._check_together(torch.stack(list(losses.values())), suspects)
         losses = dict(zip(losses, values, strict=True))
@@ -101,6 +105,12 @@ class TrainStep(SimpleTrainer):
         self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _check_gradients(self) -> None:
+        """Checks after the first backward that all that should be trained is."""
+        if not self.has_checked_gradients:
+            check_gradients(self.plain_model, is_alone=comm.get_world_size() == 1)
+            self.has_checked_gradients = True
 
     def _clip(self) -> torch.Tensor:
         """Clips gradients; returns the norm of all together before that."""
@@ -245,6 +255,31 @@ class TrainStep(SimpleTrainer):
                     "MODEL.DETR.NUM_GROUPS, NUM_OBJECT_QUERIES or NUM_CLASSES?): resume with the "
                     "configuration of that run, or start a new one from it with MODEL.WEIGHTS"
                 )
+
+
+def check_gradients(model: nn.Module, *, is_alone: bool) -> None:
+    """Checks that every parameter which is to be trained has a gradient.
+
+    One without a gradient belongs to an output that nothing reads, as a feature map that
+    MODEL.DETR.IN_FEATURES leaves out. Several processes would wait for it for ever.
+
+    Args:
+        is_alone: whether this process trains alone; it goes on with a warning.
+
+    Raises:
+        UserError: there is such a parameter, and there are other processes.
+    """
+    names = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if not names:
+        return
+    modules = sorted({f"{name.rpartition('.')[0]}.*" for name in names})
+    text = (
+        f"{len(names)} parameters have no gradient, {names[0]} for one: their outputs are not used "
+        f'(is MODEL.DETR.IN_FEATURES complete?). MODEL.FREEZE "{modules[:8]}" leaves them out'
+    )
+    if not is_alone:
+        raise UserError(text)
+    logger.warning("%s", text)
 
 
 def _recorder(name: str, found: list[str]) -> Callable[..., None]:

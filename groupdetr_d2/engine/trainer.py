@@ -3,10 +3,11 @@
 import logging
 import os
 import weakref
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
@@ -16,10 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import GroupCheckpointer
-from ..checkpoint.run_info import RunInfo
+from ..checkpoint.run_info import RunInfo, class_names
 from ..checkpoint.thresholds import store_threshold
-from ..data.checks import check_annotations
-from ..data.loader import TrainingSet, build_test_loader, build_train_loader
+from ..data.loader import build_test_loader, start_from
 from ..data.workers import check_shared_memory
 from ..inference.augmented import build_evaluated_model
 from ..modeling.meta_arch import SetPredictor, task_of
@@ -27,12 +27,15 @@ from .best import Best, BestHook, NoImprovement
 from .checkpointing import CheckpointHook
 from .compiling import CompileReport, compile_parts
 from .ema import MeanWeights, MeanWeightsHook
+from .first_batches import FirstBatchesHook
 from .freezing import freeze
 from .interruption import StopSignals
 from .progress import ProgressPrinter
-from .report import LastEvaluation, ReportHook, read_evaluation
-from .solver import amp_dtype_of, build_optimizer
+from .report import LastEvaluation, ReportHook, read_evaluation, results_file
+from .setup import check_test_sets, scheduled, settled
+from .solver import amp_dtype_of, build_optimizer, clip_norm_of
 from .train_step import TrainStep
+from .training_data import build_training_loader, number_of_images
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +50,19 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer's own constructor cannot do DDP on a CPU; this is its order of things
         super(DefaultTrainer, self).__init__()
-        self.cfg, self.task, self.signals = cfg, task_of(cfg), StopSignals()
-        self.training_set = TrainingSet(load_training_set(cfg))
+        cfg = settled(cfg)
+        loader = self.build_train_loader(cfg)
+        check_test_sets(cfg)
+        self.cfg = cfg = scheduled(cfg, number_of_images(loader))
+        self.task, self.signals = task_of(cfg), StopSignals()
+        self.epoch_iters = iterations_of_epoch(cfg, loader)
         self.raw_model = self.build_model(cfg)
         if cfg.MODEL.COMPILE:
             compile_parts(self.raw_model, cfg.MODEL.COMPILE)
-        optimizer = build_optimizer(cfg, self.raw_model)
+        optimizer = self.build_optimizer(cfg, self.raw_model)
         self._trainer = TrainStep(
             wrap_for_processes(self.raw_model),
-            None,
+            loader,
             optimizer,
             clip_norm=clip_norm_of(cfg),
             amp_dtype=amp_dtype_of(cfg),
@@ -82,13 +89,18 @@ class Trainer(DefaultTrainer):
             **saved,
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.saving = CheckpointHook(
+            self.checkpointer,
+            period=cfg.SOLVER.CHECKPOINT_PERIOD,
+            keep=cfg.SOLVER.KEEP_CHECKPOINTS,
+        )
         self.report_hook = ReportHook(cfg) if comm.is_main_process() else None
         self.register_hooks(self.build_hooks())
 
     @property
-    def epoch_iters(self) -> float:
-        """The number of iterations of an epoch."""
-        return len(self.training_set) / self.cfg.SOLVER.IMS_PER_BATCH
+    def last_batch(self) -> list[dict]:
+        """The batch of the last iteration."""
+        return self._trainer.last_batch
 
     @property
     def iterations_done(self) -> int:
@@ -97,14 +109,15 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> dict | None:
         """Runs the iterations that are left; returns the last evaluation's results, if any."""
-        seed_cfg = self.cfg.clone()
-        seed_cfg.defrost()
-        seed_cfg.SEED = self._trainer.seed  # of the run that is resumed, if one is
         check_shared_memory(self.cfg, comm.get_local_size())
-        mapper = self.task.build_mapper(seed_cfg, is_train=True)
-        self._trainer.data_loader = build_train_loader(
-            seed_cfg, self.training_set, mapper, self.start_iter
-        )
+        # the seed is that of the run that is resumed, if one is
+        seed = self._trainer.seed
+        if not start_from(self.data_loader, start_iter=self.start_iter, seed=seed):
+            logger.warning(
+                "the training loader is not groupdetr_d2's: a resumed run %s other images than the "
+                "uninterrupted one would have seen",
+                "sees" if self.start_iter else "would see",
+            )
         try:
             with self.signals:
                 super().train()
@@ -125,8 +138,9 @@ class Trainer(DefaultTrainer):
 
     def after_step(self) -> None:
         """Counts epochs, too, so that metrics.json can be read without the data set."""
-        epoch = (self.iter + 1) / self.epoch_iters
-        self.storage.put_scalar("epoch", epoch, smoothing_hint=False)
+        if self.epoch_iters:
+            epoch = (self.iter + 1) / self.epoch_iters
+            self.storage.put_scalar("epoch", epoch, smoothing_hint=False)
         super().after_step()
 
     @classmethod
@@ -149,17 +163,29 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Builds AdamW. The training step clips gradients, whatever the optimizer is."""
+        return build_optimizer(cfg, model, clips=False)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
+        """Builds the loader of the training sets, which a resumed run continues exactly."""
+        return build_training_loader(cfg)
+
+    @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Builds the loader of a test set, with the task's mapper."""
         mapper = task_of(cfg).build_mapper(cfg, is_train=False)
         return build_test_loader(cfg, dataset_name, mapper)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
         """Builds the task's evaluator, which leaves its detections beside the run."""
         place = list(cfg.DATASETS.TEST).index(dataset_name)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", str(place) if place else "")
-        return task_of(cfg).build_evaluator(dataset_name, folder)
+        return task_of(cfg).build_evaluator(dataset_name, output_folder or folder)
 
     def build_hooks(self) -> list[HookBase]:
         """Builds timing, schedule, checkpoints (before evaluation), evaluation, writers, report."""
@@ -167,20 +193,27 @@ class Trainer(DefaultTrainer):
         built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
         if cfg.MODEL.EMA.ENABLED:
             built.append(MeanWeightsHook(self.mean, self.raw_model))
-        period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.KEEP_CHECKPOINTS
-        self.saving = CheckpointHook(self.checkpointer, period=period, keep=keep)
         built.append(self.saving)
         if cfg.DATASETS.TEST:
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
             built.append(BestHook(self.best, self.checkpointer, self.task, cfg.SOLVER.PATIENCE))
         if self.report_hook:
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+            picture = Path(cfg.OUTPUT_DIR, "first_batches.jpg")
+            names, order = class_names(cfg), cfg.INPUT.FORMAT
+            built.append(FirstBatchesHook(self.task, names, order, picture))
             built.append(self.report_hook)
             built += [CompileReport()] if cfg.MODEL.COMPILE else []
         return built
 
     def _evaluate(self) -> dict:
-        """Evaluates; if that fails or is interrupted, what has been trained is saved."""
+        """Evaluates; if that fails or is interrupted, what has been trained is saved.
+
+        Returns:
+            the results, in which the task's metrics are those of the first test set.
+        """
+        if comm.is_main_process() and self.cfg.DATASETS.TEST:
+            results_file(self.cfg).unlink(missing_ok=True)  # an evaluator may write none
         try:
             with self.signals.at_once():
                 results = self.test(self.cfg, self.evaluated_model)
@@ -193,7 +226,8 @@ class Trainer(DefaultTrainer):
         if found:
             self.run_info.threshold = found.threshold
             store_threshold(self.cfg.OUTPUT_DIR, self.iterations_done, found.threshold)
-        return results
+        metrics = self.task.metrics_of(results)
+        return {self.task.kind: metrics, **results} if metrics else results
 
     def build_writers(self) -> list[EventWriter]:
         """Builds the progress line, metrics.json and tensorboard."""
@@ -209,32 +243,6 @@ class Trainer(DefaultTrainer):
         ]
 
 
-def load_training_set(cfg: CfgNode) -> list[dict]:
-    """Loads and checks the dataset dicts of all training sets together."""
-    fields, dicts = task_of(cfg).annotation_fields, []
-    for name in cfg.DATASETS.TRAIN:
-        found = get_detection_dataset_dicts(
-            [name], filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
-        dicts += [_with_fields_alone(d, fields) for d in check_annotations(name, found)]
-    empty = sum(not d["annotations"] for d in dicts)
-    logger.info("%d training images, %d of them without objects", len(dicts), empty)
-    most = max(len(d["annotations"]) for d in dicts)
-    if most > cfg.MODEL.DETR.NUM_OBJECT_QUERIES:
-        logger.warning(
-            "an image has %d objects, more than MODEL.DETR.NUM_OBJECT_QUERIES (%d): some of them "
-            "can never be found",
-            most,
-            cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
-        )
-    return dicts
-
-
-def _with_fields_alone(d: dict, fields: tuple[str, ...]) -> dict:
-    """Drops what the task does not read: polygons would be most of the memory of a process."""
-    return {**d, "annotations": [{k: a[k] for k in fields if k in a} for a in d["annotations"]]}
-
-
 def wrap_for_processes(model: nn.Module) -> nn.Module:
     """Wraps the model in DistributedDataParallel where there are several processes."""
     if next(model.parameters()).device.type == "cpu":
@@ -247,7 +255,7 @@ def nonfinite_budget_of(cfg: CfgNode) -> int:
     return cfg.SOLVER.NONFINITE_BUDGET if cfg.SOLVER.ON_NONFINITE == "skip" else 0
 
 
-def clip_norm_of(cfg: CfgNode) -> float:
-    """The bound on the norm of all gradients together, 0 for none."""
-    clip = cfg.SOLVER.CLIP_GRADIENTS
-    return clip.CLIP_VALUE if clip.ENABLED else 0.0
+def iterations_of_epoch(cfg: CfgNode, loader: Iterable) -> float | None:
+    """The number of iterations of an epoch; None if the loader has no known length."""
+    size = number_of_images(loader)
+    return None if size is None else size / cfg.SOLVER.IMS_PER_BATCH

@@ -1,6 +1,7 @@
 """Test-time augmentation: several sizes and flips of an image, and one set of detections."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.data.transforms import ResizeShortestEdge
@@ -73,8 +74,12 @@ class AugmentedModel(nn.Module):
 
 def build_evaluated_model(cfg, model: SetPredictor) -> nn.Module:
     """Returns the model, or with TEST.AUG.ENABLED the model with augmentation."""
+    return build_augmented_model(cfg, model) if cfg.TEST.AUG.ENABLED else model
+
+
+def build_augmented_model(cfg, model: Any) -> AugmentedModel:
+    """Builds the model with the sizes and flips of TEST.AUG, whether that is enabled or not."""
+    plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     aug = cfg.TEST.AUG
-    if not aug.ENABLED:
-        return model
     sizes = tuple(aug.MIN_SIZES)
-    return AugmentedModel(model, min_sizes=sizes, max_size=aug.MAX_SIZE, flip=aug.FLIP)
+    return AugmentedModel(plain, min_sizes=sizes, max_size=aug.MAX_SIZE, flip=aug.FLIP)

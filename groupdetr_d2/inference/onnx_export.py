@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..modeling.backbone import padding_of
 from ..modeling.meta_arch import SetPredictor
 
 MIN_SAME = 0.9  # share of detections that PyTorch and onnxruntime have in common
@@ -35,10 +37,30 @@ class Detector(nn.Module):
             the outputs of the task for the best detections, (B, k, ...) each, best first.
         """
         model, (height, width) = self.model, images.shape[-2:]
-        features = model.backbone((images - model.pixel_mean) / model.pixel_std)
-        predictions = model.head.decode(model.head.encode(features, None), self.groups)
+        normalised = (images - model.pixel_mean) / model.pixel_std
+        padded, mask = pad_for(model.backbone, normalised)
+        features = model.backbone(padded)
+        predictions = model.head.decode(model.head.encode(features, mask), self.groups)
         outputs = model.task.exported
         return outputs.select(predictions, (height, width), model.detections_per_image)
+
+
+def pad_for(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Pads images (B, 3, H, W) to sides that a backbone takes.
+
+    Returns:
+        the images, and (B, height, width) bool, True on padding; None where any side will do.
+    """
+    divisor, square = padding_of(backbone)
+    if divisor <= 1 and not square:
+        return images, None
+    height, width = images.shape[-2:]
+    divisor = max(divisor, 1)
+    bottom, right = ((square - n) if square else -n % divisor for n in (height, width))
+    padded = F.pad(images, (0, right, 0, bottom))
+    rows, columns = (torch.arange(n, device=images.device) for n in padded.shape[-2:])
+    mask = (rows[:, None] >= height) | (columns >= width)  # (height, width)
+    return padded, mask.expand(len(images), -1, -1)
 
 
 def export_onnx(

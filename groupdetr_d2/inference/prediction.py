@@ -21,7 +21,7 @@ from .predictor import Predictor
 def predict(args: argparse.Namespace) -> int:
     """Detects on all files that the arguments name; returns 1 if some cannot be read."""
     files = list_files(args.images)
-    opts = ["MODEL.DEVICE", args.device, *args.opts]
+    opts = [*(("MODEL.DEVICE", args.device) if args.device else ()), *args.opts]
     predictor = Predictor(args.weights, threshold=args.threshold, opts=opts)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,12 @@
 """The meta-architectures: images and targets in, losses or `Instances` out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
@@ -20,6 +21,7 @@ from ..losses.criterion import Losses, SetCriterion
 from ..structures import Memory, Predictions, Targets
 from ..tasks.boxes import BOXES
 from ..tasks.task import Task
+from .backbone import build_checked_backbone, padding_of
 from .head import DETRHead, build_detr_head, build_groups
 from .postprocessing import top_k_instances
 
@@ -67,9 +69,10 @@ class SetPredictor(nn.Module, ABC):
 
         Raises:
             ChoiceError: a key has a value that is none of its words.
+            UserError: the backbone lacks a feature map.
         """
         check_choices(cfg)
-        backbone = build_backbone(cfg)
+        backbone = build_checked_backbone(cfg)
         return {
             "backbone": backbone,
             "head": build_detr_head(cfg, backbone.output_shape()),
@@ -135,10 +138,35 @@ class SetPredictor(nn.Module, ABC):
         """Turns the last layer's predictions into Detectron2's output format."""
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalises images, then pads them with zeros at the bottom and on the right."""
+        """Normalises images, then pads them with zeros at the bottom and on the right.
+
+        The batch has the size of the largest image, or the next one that the backbone takes.
+
+        Raises:
+            UserError: an image is larger than the backbone's square.
+        """
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
-        return ImageList.from_tensors(images)
+        divisor, square = padding_of(self.backbone)
+        check_square(images, square)
+        return ImageList.from_tensors(images, divisor, padding_constraints={"square_size": square})
+
+
+def check_square(images: Sequence[Tensor], side: int) -> None:
+    """Checks that images (3, H, W) fit into a square; Detectron2 would cut off what does not.
+
+    Args:
+        side: of the square; 0 for none.
+
+    Raises:
+        UserError: an image does not fit.
+    """
+    largest = max(max(x.shape[-2:]) for x in images)
+    if 0 < side < largest:
+        raise UserError(
+            f"an image has a side of {largest} pixels, and the backbone takes squares of {side}: "
+            f"set INPUT.MAX_SIZE_TRAIN and INPUT.MAX_SIZE_TEST to at most {side}"
+        )
 
 
 def task_of(cfg) -> Task:
@@ -200,13 +228,18 @@ def check_labels(image: dict, num_classes: int) -> None:
 
 
 def padding_mask_of(images: ImageList) -> Tensor | None:
-    """Returns (B, H, W) bool, True on padding; None if no image of the batch is padded."""
+    """Returns (B, H, W) bool, True on padding; None if no image of the batch is padded.
+
+    A trace always has a mask: it is used for images of other sizes.
+    """
     height, width = images.tensor.shape[-2:]
-    if all(tuple(size) == (height, width) for size in images.image_sizes):
+    if torch.jit.is_tracing():  # sizes are tensors
+        sizes = torch.stack(images.image_sizes)
+    elif all(tuple(size) == (height, width) for size in images.image_sizes):
         return None
-    sizes = torch.tensor([tuple(size) for size in images.image_sizes]).to(
-        images.tensor.device, non_blocking=True
-    )  # (B, 2)
+    else:
+        sizes = torch.tensor([tuple(size) for size in images.image_sizes])
+    sizes = sizes.to(images.tensor.device, non_blocking=True)  # (B, 2)
     rows = torch.arange(height, device=sizes.device)[None, :, None]
     columns = torch.arange(width, device=sizes.device)[None, None, :]
     return (rows >= sizes[:, 0, None, None]) | (columns >= sizes[:, 1, None, None])

@@ -4,6 +4,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ..layers.selection import top_k
+from ..structures import sizes_of
 
 
 def top_k_instances(
@@ -18,11 +19,11 @@ def top_k_instances(
         per image, `pred_boxes` xyxy in pixels, `scores` and `pred_classes`, best first.
     """
     boxes_xyxy, scores, classes = top_k(logits, boxes, k)
-    scales = boxes_xyxy.new_tensor([(w, h, w, h) for h, w in image_sizes])
+    boxes_xyxy = boxes_xyxy * sizes_of(tuple(image_sizes), boxes_xyxy).repeat(1, 2)[:, None]
     results = []
-    for b, (height, width) in enumerate(image_sizes):
-        instances = Instances((height, width))
-        instances.pred_boxes = Boxes(boxes_xyxy[b] * scales[b])
+    for b, size in enumerate(image_sizes):
+        instances = Instances(size)
+        instances.pred_boxes = Boxes(boxes_xyxy[b])
         instances.scores = scores[b]
         instances.pred_classes = classes[b]
         results.append(instances)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..groups import QueryGroups
 from ..layers.initialisation import xavier_init
 from ..layers.mlp import MLP
@@ -23,6 +24,22 @@ class QueryBank(nn.Module):
         self.groups = groups
         self.weight = nn.Parameter(torch.randn(groups.bank_size, dim))
         self.register_buffer("shape", torch.tensor([groups.num_groups, groups.num_queries]))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Refuses a bank of other K or N, of which other checkpointers would load `shape` alone.
+
+        Raises:
+            UserError: naming both sizes and the checkpointer that fits banks.
+        """
+        found = state_dict.get(f"{prefix}shape")
+        if found is not None and found.tolist() != self.shape.tolist():
+            (old_groups, old_queries), (groups, queries) = found.tolist(), self.shape.tolist()
+            raise UserError(
+                f"{prefix}weight: the checkpoint has K = {old_groups} groups of N = {old_queries} "
+                f"queries, the model K = {groups} of N = {queries}: "
+                "groupdetr_d2.checkpoint.GroupCheckpointer fits them"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, groups: QueryGroups) -> Tensor:
         """Returns the rows of `groups`, (K*N, C)."""

@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch import Tensor
 
 from ..data.detr_augmentation import build_detr_augmentation
-from ..data.loader import SeededMapper
+from ..data.loader import DetectionMapper
 from ..errors import UserError
 from ..evaluation.detection_curves import ImageResult, box_overlaps
 from ..evaluation.drawing import draw_boxes
@@ -32,13 +32,12 @@ CORNERS = ("x1", "y1", "x2", "y2")
 EXPORTED_PIXELS, EXPORTED_SCORE = 1.0, 1e-3  # largest difference of an equal detection
 
 
-def build_mapper(cfg: CfgNode, is_train: bool) -> SeededMapper:
-    """Builds DETR's augmentation with the seed of the run."""
-    return SeededMapper(
+def build_mapper(cfg: CfgNode, is_train: bool) -> DetectionMapper:
+    """Builds the mapper with DETR's augmentation."""
+    return DetectionMapper(
         build_detr_augmentation(cfg, is_train),
         image_format=cfg.INPUT.FORMAT,
         is_train=is_train,
-        seed=cfg.SEED,
         annotation_fields=FIELDS,
         keeps_original=not is_train and cfg.TEST.AUG.ENABLED,
     )

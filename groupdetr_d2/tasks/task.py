@@ -83,9 +83,13 @@ class Task:
         return self.metric.partition("/")[0]
 
     def metrics_of(self, results: dict) -> dict[str, float]:
-        """Finds the metrics of the first test set in Detectron2's results; empty without any."""
+        """Finds the metrics of the first test set in Detectron2's results; empty without any.
+
+        An evaluator of the user's own may give others alone.
+        """
         first = results if self.kind in results else next(iter(results.values()), {})
-        return first.get(self.kind, {})
+        found = first.get(self.kind) if isinstance(first, dict) else None
+        return found if isinstance(found, dict) else {}
 
     def score_of(self, results: dict) -> float | None:
         """Finds the number by which models are compared; None if there are no results."""

@@ -60,7 +60,6 @@ def test_a_swin_classifier_is_loaded_as_the_backbone(tmp_path):
     """In Microsoft's names; only the norms of the outputs are new."""
     swin = [
         *("MODEL.BACKBONE.NAME", "build_swin_backbone", "MODEL.DETR.IN_FEATURES", ["p1", "p2"]),
-        *("MODEL.SWIN.OUT_FEATURES", ["p1", "p2"]),
     ]
     config = "configs/DINO/dino_4scale_Swin_L_12ep.yaml"
     model = build_model(build_config(str(ROOT / config), [*SHRINK, *swin]))

@@ -20,7 +20,7 @@ from groupdetr_d2.data.loader import (
 )
 from groupdetr_d2.data.shapes import CLASSES, ShapesSpec, draw_image, generate_shapes
 from groupdetr_d2.engine.setup import settle_config
-from groupdetr_d2.engine.trainer import load_training_set
+from groupdetr_d2.engine.training_data import load_training_set
 from groupdetr_d2.tasks.boxes import BOXES
 from tests.conftest import small_config
 

@@ -9,7 +9,7 @@ from PIL import Image
 from groupdetr_d2.data import workers
 from groupdetr_d2.data.detr_augmentation import build_detr_augmentation
 from groupdetr_d2.data.image_file import ImageReadError, read_bgr
-from groupdetr_d2.data.loader import TrainingSet, build_train_loader
+from groupdetr_d2.data.loader import TrainingSet, build_train_loader, seed_everything
 from groupdetr_d2.engine.reporting import report_errors
 from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.errors import UserError
@@ -67,8 +67,9 @@ def test_items_are_those_of_detectron2s_mapper(tmp_path):
     d = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)[0]
     augmentations = build_detr_augmentation(cfg, is_train=True)
     reference = DatasetMapper(is_train=True, augmentations=augmentations, image_format="RGB")
-    np.random.seed(np.random.SeedSequence([1, 5]).generate_state(4))
-    expected, found = reference(d), BOXES.build_mapper(cfg, is_train=True)({**d, "draw": 5})
+    seed_everything(1, 5)
+    expected = reference(d)
+    found = TrainingSet([d], BOXES.build_mapper(cfg, is_train=True), seed=1)[5]
     assert torch.equal(found["image"], expected["image"])
     for name, value in expected["instances"].get_fields().items():
         other = found["instances"].get(name)

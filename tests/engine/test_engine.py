@@ -13,10 +13,11 @@ from detectron2.utils import comm
 from groupdetr_d2.checkpoint import CheckpointError
 from groupdetr_d2.config import ConfigError, build_config
 from groupdetr_d2.engine.launch import launch
-from groupdetr_d2.engine.setup import settle_config
+from groupdetr_d2.engine.setup import settled
 from groupdetr_d2.engine.solver import build_optimizer
 from groupdetr_d2.engine.train_step import NonFiniteLossError, TrainStep
 from groupdetr_d2.engine.trainer import Trainer, wrap_for_processes
+from groupdetr_d2.engine.training_data import load_training_set
 from tests import ROOT, warm
 from tests.conftest import make_batch, small_config, small_model
 from tests.data.test_data import write_set
@@ -205,7 +206,8 @@ def test_unknown_keys_name_the_nearest_known_one():
 def test_impossible_values_are_named_with_a_remedy(key, value):
     config = "configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml"
     with pytest.raises(ValueError, match="float8.*bfloat16|trian.*coco_2017_train"):
-        settle_config(small_config(config, 1, key, value))
+        settled(small_config(config, 1, key, value))
+        load_training_set(small_config(config, 1, key, value))
 
 
 def test_backbone_learns_at_a_tenth_of_the_rate_and_all_is_decayed():

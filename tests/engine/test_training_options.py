@@ -14,8 +14,10 @@ from groupdetr_d2.engine.compiling import compile_parts, describe_compilation
 from groupdetr_d2.engine.ema import MeanWeights
 from groupdetr_d2.engine.report import LastEvaluation
 from groupdetr_d2.engine.schedule import set_epochs, settle_schedule
-from groupdetr_d2.engine.setup import settle_config
+from groupdetr_d2.engine.setup import scheduled, settle_config, settled
 from groupdetr_d2.engine.train_step import TrainStep
+from groupdetr_d2.engine.trainer import Trainer
+from groupdetr_d2.engine.training_data import number_of_images
 from groupdetr_d2.errors import UserError
 from groupdetr_d2.tasks.boxes import BOXES
 from tests.conftest import make_batch, small_config, small_model
@@ -97,17 +99,16 @@ def test_epochs_become_iterations(caplog):
 
 def test_epochs_of_ones_own_data(tmp_path):
     cfg = custom_config(tmp_path, "SOLVER.EPOCHS", 4)
-    settle_config(cfg)
-    settle_schedule(cfg)
+    cfg = scheduled(cfg, number_of_images(Trainer.build_train_loader(settled(cfg))))
     assert cfg.SOLVER.MAX_ITER == 6 and cfg.SOLVER.CHECKPOINT_PERIOD == 2  # 3 images by 2
 
 
 def test_the_learning_rate_of_another_batch_size(caplog):
     cfg = build_config(CONFIG, ["SOLVER.REFERENCE_BATCH", 16, "SOLVER.IMS_PER_BATCH", 4])
     with caplog.at_level(logging.INFO):
-        settle_schedule(cfg)
+        settle_schedule(cfg, None)
     assert cfg.SOLVER.BASE_LR == pytest.approx(2.5e-5) and "it becomes 2.5e-05" in caplog.text
-    settle_schedule(cfg)
+    settle_schedule(cfg, None)
     assert cfg.SOLVER.BASE_LR == pytest.approx(2.5e-5)
 
 

@@ -96,6 +96,32 @@ def test_same_detections_for_any_batch_and_image_size(name, export_model):
         assert_same(model, path, rgb[None])
 
 
+FPN = [
+    *(
+        "MODEL.BACKBONE.NAME",
+        "build_resnet_fpn_backbone",
+        "MODEL.FPN.IN_FEATURES",
+        ["res4", "res5"],
+    ),
+    *("MODEL.RESNETS.OUT_FEATURES", ["res4", "res5"], "MODEL.RESNETS.NORM", "BN"),
+    *("MODEL.DETR.IN_FEATURES", ["p5"], "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.FPN.NORM", ""),
+]
+
+
+@pytest.mark.slow
+def test_a_backbone_that_takes_multiples_alone_gets_them(tmp_path):
+    model = small_model(2, *FPN, config=MODELS["conditional_detr"]).eval()
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 90, 117)).astype(np.float32)
+    boxes, scores, _ = Detector(model)(torch.from_numpy(images))
+    found = model([{"image": torch.from_numpy(image)} for image in images])
+    for b, x in enumerate(found):
+        torch.testing.assert_close(x["instances"].scores, scores[b])
+        inside = boxes[b].minimum(torch.tensor([117, 90, 117, 90])).clamp(min=0)
+        torch.testing.assert_close(x["instances"].pred_boxes.tensor, inside)
+    export_onnx(model, tmp_path / "fpn.onnx", (90, 117), dynamic=False, opset=OPSET)
+    assert_same(model, tmp_path / "fpn.onnx", images[:1])
+
+
 def test_the_file_of_another_model_is_an_error(export_model):
     _, path = export_model("conditional_detr")
     other = spread_model(MODELS["conditional_detr"])
