@@ -135,8 +135,9 @@ def test_the_middle_names_no_boxes(name):
 def test_a_task_is_one_value():
     """What is written of boxes in COCO's files and results is known to the task and its readers."""
     knowing = {p.relative_to(PACKAGE).as_posix() for p in FILES if '"bbox' in p.read_text()}
-    readers = {f"data/{name}.py" for name in ("checks", "coco_rules", "inspection")}
-    assert knowing == {"tasks/boxes.py", *readers}
+    readers = {f"data/{name}.py" for name in ("catalog", "checks", "coco_columns", "coco_rules")}
+    writers = {"evaluation/box_evaluator.py", "evaluation/coco_metrics.py"}
+    assert knowing == {"tasks/boxes.py", "evaluation/data_report.py", *readers, *writers}
 
 
 @pytest.mark.parametrize("part", ["layers", "losses", "modeling", "variants"])

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
-    DatasetCatalog,
     MetadataCatalog,
     build_detection_test_loader,
 )
 
 from ..checkpoint.restoring import restore
-from ..data.checks import check_data, check_registered
+from ..data.catalog import check_classes, images_of
+from ..data.checks import check_registered
 from ..data.detr_augmentation import build_detr_augmentation
 from ..data.loader import DetectionMapper
 from ..engine.setup import settle_config
@@ -51,7 +51,7 @@ class TrainedModel:
         mapper = DetectionMapper(
             resize, image_format=order, is_train=True, annotation_fields=fields
         )
-        dicts = DatasetCatalog.get(self.dataset)[:number]
+        dicts = images_of(self.dataset, is_evaluated=True)[:number]
         loader = build_detection_test_loader(
             dicts, mapper=mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS
         )
@@ -75,7 +75,7 @@ def load(weights: str | Path, opts: list[str]) -> TrainedModel:
                 "\"('name',)\" or DATASETS.CUSTOM.VAL_JSON and VAL_IMAGES"
             )
         check_registered(cfg.DATASETS.TEST)
-        check_data(cfg, cfg.DATASETS.TEST)
+        check_classes(cfg, cfg.DATASETS.TEST)
         torch.manual_seed(0)
 
     restored = restore(weights, opts, settle=settle)

@@ -17,8 +17,9 @@ from .files import (
     write_safely,
 )
 from .fitting import fit_state_dict
-from .loading_report import report_loading
+from .loading_report import report_loading, states_of
 from .official import resnet_key
+from .structure import check_filled, check_structure
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +38,14 @@ class GroupCheckpointer(DetectionCheckpointer):
 
     Attributes:
         trust: whether files may run code when they are read; by default they cannot.
+        states: the state of every tensor of the model after loading, see `states_of`.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, load_only=(), **checkpointables):
         super().__init__(model, save_dir, **checkpointables)
         self.load_only, self.wanted, self.is_new_use = tuple(load_only), (), False
         self.trust = False
+        self.states: dict[str, str] = {}
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """Loads a checkpoint as Detectron2 does, with an error that names a missing file."""
@@ -67,12 +70,29 @@ class GroupCheckpointer(DetectionCheckpointer):
 
     def resumable_files(self) -> list[str]:
         """Lists the checkpoints of the run: the last one, then the others from new to old."""
-        found = [p for p in Path(self.save_dir).glob("model_*.pth") if is_of_a_run(p.stem)]
+        files = Path(self.save_dir).glob("model_*.pth")
+        found = [p for p in files if is_of_a_run(p.stem) and p.is_file()]
         found.sort(key=lambda p: p.stat().st_mtime, reverse=True)
-        last = super().get_checkpoint_file()
-        if os.path.isfile(last):
-            found = [Path(last), *(p for p in found if p != Path(last))]
+        last = self._last_checkpoint()
+        if last is not None:
+            found = [last, *(p for p in found if p != last)]
         return [str(p) for p in found]
+
+    def _last_checkpoint(self) -> Path | None:
+        """The checkpoint that the file `last_checkpoint` names; None if it names none of here."""
+        note = Path(self.save_dir, "last_checkpoint")
+        if not note.exists():
+            return None
+        try:
+            name = note.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            logger.warning("%s cannot be read (%s): the newest checkpoint is taken", note, error)
+            return None
+        last = Path(self.save_dir, name)
+        if Path(name).name != name or not last.is_file():
+            logger.warning("%s names no file of its folder: the newest checkpoint is taken", note)
+            return None
+        return last
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """Resumes from the newest checkpoint that can be read, or else loads `path`.
@@ -116,12 +136,18 @@ class GroupCheckpointer(DetectionCheckpointer):
         """Names the checkpoint to resume from, in a file that is never half written."""
         write_safely(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
-    def load_content(self, content: dict) -> None:
-        """Loads the model, to be used, from the content of a checkpoint that is read already."""
+    def load_to_use(self, content: dict, path: str) -> None:
+        """Loads a model that is to be used rather than trained on.
+
+        Args:
+            content: of the checkpoint, see :func:`read_content`.
+
+        Raises:
+            CheckpointError: a tensor of the model would stay random, or is not finite.
+        """
         self.is_new_use, self.wanted = True, self.load_only
-        incompatible = self._load_model(content)
-        if incompatible is not None:
-            self._log_incompatible_keys(incompatible)
+        self._load_model(content)
+        check_filled(self.states, self.model.state_dict(), path)
 
     def _load_file(self, filename: str) -> dict:
         return read_content(filename, trust=self.trust)
@@ -140,7 +166,8 @@ class GroupCheckpointer(DetectionCheckpointer):
             classes = (checkpoint.get("run", {}).get("classes"), own and own.classes)
             changed = fit_state_dict(checkpoint["model"], self.model, *classes)
         incompatible = super()._load_model(checkpoint)
-        report_loading(self.model, incompatible, changed)
+        self.states = states_of(self.model, incompatible, changed)
+        report_loading(self.states, list(incompatible.unexpected_keys))
         return incompatible
 
 
@@ -156,13 +183,17 @@ def read_content(filename: str, *, trust: bool = False) -> dict:
     Raises:
         UnreadableCheckpointError: naming the file and the remedy.
     """
-    if filename.endswith(".pkl"):
-        return _detectron2_content(read_file(filename, trust=trust))
     loaded = read_file(filename, trust=trust)
+    if not isinstance(loaded, dict):
+        return check_structure(loaded, filename)
+    if filename.endswith(".pkl"):
+        return check_structure(_detectron2_content(loaded), filename)
     loaded = loaded if "model" in loaded else {"model": loaded}
-    if "model_state" in loaded["model"]:  # pycls's .pyth
+    if isinstance(loaded["model"], dict) and "model_state" in loaded["model"]:  # pycls's .pyth
         model = loaded["model"]["model_state"]
-        return {"model": model, "__author__": "pycls", "matching_heuristics": True}
+        found = {"model": model, "__author__": "pycls", "matching_heuristics": True}
+        return check_structure(found, filename)
+    check_structure(loaded, filename)
     if "layer1.0.conv1.weight" in loaded["model"]:
         loaded["model"] = _torchvision_backbone(loaded["model"])
     if "patch_embed.proj.weight" in loaded["model"]:
@@ -175,7 +206,9 @@ def _detectron2_content(content: dict) -> dict:
     if "model" in content and "__author__" in content:
         return content
     blobs = content.get("blobs", content)
-    model = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
+    if not isinstance(blobs, dict):
+        return {"model": blobs}
+    model = {k: value for k, value in blobs.items() if not str(k).endswith("_momentum")}
     return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
 
 

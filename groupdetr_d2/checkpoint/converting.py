@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from . import (
     hugging_face_deformable,
     sam_detr,
 )
+from .files import check_sums, write_safely
 from .run_info import RunInfo
+from .structure import check_structure
 
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 # per source: the converter and the configuration whose model must be filled
@@ -65,9 +68,15 @@ def convert_file(args: argparse.Namespace) -> None:
     official, trained_with = read_official(args.input)
     check_dilation(cfg, trained_with, args.input)
     detr = cfg.MODEL.DETR
-    converted, unmapped = converter.convert_state_dict(
-        official, num_queries=detr.NUM_OBJECT_QUERIES, num_classes=detr.NUM_CLASSES
-    )
+    sizes = {"num_queries": detr.NUM_OBJECT_QUERIES, "num_classes": detr.NUM_CLASSES}
+    try:
+        converted, unmapped = converter.convert_state_dict(official, **sizes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{args.input}: {error}") from error
+    except Exception as error:  # tensors of strange shapes raise many kinds
+        raise CheckpointError(
+            f"{args.input} is no checkpoint of {args.source}: {type(error).__name__}: {error}"
+        ) from error
     shape = converted.get("head.queries.bank.shape")
     if shape is not None:
         detr.NUM_GROUPS = int(shape[0])
@@ -78,7 +87,7 @@ def convert_file(args: argparse.Namespace) -> None:
         sys.stdout.write(f"no name for {key} {tuple(value.shape)}\n")
     converted = {key: value for key, value in converted.items() if key in own}
     check_complete(own, converted, args.input)
-    torch.save({"model": converted, "run": RunInfo(cfg).state_dict()}, args.output)
+    write_safely(args.output, {"model": converted, "run": RunInfo(cfg).state_dict()})
     sys.stdout.write(
         f"{args.output}: {len(converted)} tensors, K = {detr.NUM_GROUPS} groups of N = "
         f"{detr.NUM_OBJECT_QUERIES} queries, {len(unmapped_tensors)} official keys without a home\n"
@@ -94,6 +103,7 @@ def read_official(path: str) -> tuple[dict[str, torch.Tensor], argparse.Namespac
     if not file.is_file():
         raise CheckpointError(f"the checkpoint {file} does not exist")
     try:
+        check_sums(str(file))
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file), argparse.Namespace()
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -102,7 +112,10 @@ def read_official(path: str) -> tuple[dict[str, torch.Tensor], argparse.Namespac
         raise CheckpointError(
             f"{file} cannot be read as an official checkpoint: {type(error).__name__}: {error}"
         ) from error
-    return loaded.get("model", loaded), loaded.get("args", argparse.Namespace())
+    if not isinstance(loaded, dict):
+        loaded = {"model": loaded}
+    model = loaded.get("model", loaded)
+    return check_structure({"model": model}, str(file))["model"], loaded.get("args", Namespace())
 
 
 def check_dilation(cfg, trained_with: argparse.Namespace, path: str) -> None:

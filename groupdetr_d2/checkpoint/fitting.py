@@ -106,10 +106,15 @@ def _is_objectness(model: nn.Module, name: str) -> bool:
 def _fit_bank(state_dict: dict[str, Tensor], name: str, bank: QueryBank) -> list[str]:
     """Resizes a bank of other K or N to the model's; returns the names of resized tensors."""
     weight, shape = state_dict.get(f"{name}.weight"), state_dict.get(f"{name}.shape")
-    if weight is None or shape is None:
+    if weight is None or shape is None or tuple(shape.shape) != (2,) or weight.ndim != 2:
         return []
     num_groups, num_queries = torch.as_tensor(shape).tolist()
-    old = QueryGroups(num_queries, num_groups)
+    try:
+        old = QueryGroups(num_queries, num_groups)
+    except ValueError:
+        return []
+    if len(weight) != old.bank_size:
+        return []
     new = QueryGroups(bank.groups.num_queries, bank.groups.num_groups)
     if old == new:
         return []

@@ -11,19 +11,17 @@ STATES = ("loaded", "resized", "re-initialised", "missing")
 SHOWN = 12
 
 
-def report_loading(model: nn.Module, incompatible, changed: list[str]) -> None:
+def report_loading(states: dict[str, str], unused: list[str]) -> None:
     """Logs a table by part of the model, with a warning if backbone or transformer are random.
 
     Args:
-        incompatible: fvcore's, of `load_state_dict`.
-        changed: tensors whose size or order of classes was made to fit.
+        states: the state of every tensor, see :func:`states_of`.
+        unused: tensors of the checkpoint that the model does not have.
     """
-    states = states_of(model, incompatible, changed)
     count = Counter((part_of(name), state) for name, state in states.items())
     parts = dict.fromkeys(map(part_of, states))
     rows = [(part, *(count[part, state] or "" for state in STATES)) for part in parts]
     table = tabulate(rows, headers=("tensors of", *STATES), tablefmt="simple")
-    unused = list(incompatible.unexpected_keys)
     rest = f"\nnot used: {len(unused)} of the checkpoint's, {_some(unused)}" if unused else ""
     is_complete = set(states.values()) == {"loaded"} and not unused
     if is_complete:
@@ -34,7 +32,12 @@ def report_loading(model: nn.Module, incompatible, changed: list[str]) -> None:
 
 
 def states_of(model: nn.Module, incompatible, changed: list[str]) -> dict[str, str]:
-    """Finds the state, one of STATES, of every tensor of the model."""
+    """Finds the state, one of STATES, of every tensor of the model.
+
+    Args:
+        incompatible: fvcore's, of `load_state_dict`.
+        changed: tensors whose size or order of classes was made to fit.
+    """
     other_shape = {key for key, *_ in incompatible.incorrect_shapes}
     missing, resized = set(incompatible.missing_keys), set(changed)
 

@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from ..config import build_config, override
+from ..config import build_config, check_choices, check_ranges, override
 from ..config.upgrade import upgrade
 from ..modeling.meta_arch import SetPredictor
 from .checkpointer import GroupCheckpointer, read_content
 from .files import CheckpointError
+from .structure import check_sizes, config_text
 from .thresholds import find_threshold
 
 
@@ -45,13 +45,18 @@ def restore(
         ConfigError: an override is wrong.
     """
     content = read_checkpoint(weights)
-    cfg = config_of(content)
+    cfg = config_of(content, weights)
     override(cfg, opts)
     if settle is not None:
         settle(cfg)
-    model = build_model(cfg).eval()
+    try:
+        model = build_model(cfg).eval()
+    except Exception as error:  # a configuration that was tampered with can raise anything
+        raise CheckpointError(
+            f"the configuration in {weights} cannot be built: {' '.join(str(error).split())[:500]}"
+        ) from error
     threshold = find_threshold(weights, content)
-    GroupCheckpointer(model).load_content(content)
+    GroupCheckpointer(model).load_to_use(content, str(weights))
     return Restored(cfg, model, content["run"]["classes"], threshold)
 
 
@@ -64,7 +69,7 @@ def read_checkpoint(weights: str | Path) -> dict:
     if not Path(weights).is_file():
         raise CheckpointError(f"the checkpoint {weights} does not exist")
     content = read_content(str(weights))
-    if "run" not in content:
+    if "config" not in content.get("run", {}):
         raise CheckpointError(
             f"{weights} does not say which configuration it belongs to: it is no checkpoint of a "
             "groupdetr_d2 training"
@@ -72,10 +77,21 @@ def read_checkpoint(weights: str | Path) -> dict:
     return content
 
 
-def config_of(content: dict) -> CfgNode:
-    """The configuration that a checkpoint was trained with, for the device of this machine."""
+def config_of(content: dict, weights: str | Path) -> CfgNode:
+    """The configuration that a checkpoint was trained with, for the device of this machine.
+
+    Raises:
+        CheckpointError: it is none, or asks for more than the checkpoint's tensors can fill.
+    """
     cfg = build_config()
-    nested = upgrade(yaml.safe_load(content["run"]["config"]))
-    nested["MODEL"]["DEVICE"] = cfg.MODEL.DEVICE
-    cfg.merge_from_other_cfg(CfgNode(nested))
+    nested = config_text(content, str(weights))
+    try:
+        nested = upgrade(nested)
+        nested["MODEL"]["DEVICE"] = cfg.MODEL.DEVICE
+        cfg.merge_from_other_cfg(CfgNode(nested))
+        check_choices(cfg)
+        check_ranges(cfg)
+    except Exception as error:  # a value of a wrong type can raise anything
+        raise CheckpointError(f"the configuration in {weights}: {error}") from error
+    check_sizes(nested, content["model"], str(weights))
     return cfg

@@ -4,7 +4,9 @@ A pickle is a program: unpickling one from a stranger can do anything. Detectron
 pickles of arrays in plain containers, and nothing else is let through here.
 """
 
+import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,45 @@ class UnsafePickleError(UserError):
     """A pickle asks for more than arrays and plain containers."""
 
 
+def checked_bytearray(*args: Any) -> bytearray:
+    """Makes a bytearray of bytes or of text; of a number it would be memory without content."""
+    if not args or not isinstance(args[0], (bytes, str)):
+        raise UnsafePickleError(f"it asks for a bytearray of {args!r:.40}")
+    return bytearray(*args)
+
+
+def checked_encode(text: Any, encoding: Any = "latin1", *rest: Any) -> bytes:
+    """Encodes text as Python 2's bytes are written."""
+    if encoding not in ("latin1", "latin-1") or not isinstance(text, str) or rest:
+        raise UnsafePickleError(f"it asks for the codec {encoding!r:.40}")
+    return text.encode("latin1")
+
+
+def checked_reconstruct(kind: Any, shape: Any, code: Any) -> Any:
+    """Makes the empty array that numpy's pickles begin with; its content follows."""
+    if kind is not np.ndarray or shape != (0,):
+        raise UnsafePickleError(f"it asks for an array of shape {shape!r:.40} without content")
+    return np.ndarray((0,), code)
+
+
+CHECKED = {"bytearray": checked_bytearray, "encode": checked_encode}
+CHECKED["_reconstruct"] = checked_reconstruct
+
+
+def check_opcodes(content: bytes) -> None:
+    """Checks the numbers in a pickle that the unpickler would make room for at once.
+
+    Raises:
+        UnsafePickleError: one is larger than the file.
+    """
+    for opcode, argument, _ in pickletools.genops(content):
+        is_place = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if is_place and argument > len(content):
+            raise UnsafePickleError(f"it asks for the place {argument} in the memory of objects")
+        if opcode.name in ("EXT1", "EXT2", "EXT4"):
+            raise UnsafePickleError("it asks for an extension of the registry of this process")
+
+
 class ArrayUnpickler(pickle.Unpickler):
     """An unpickler that refuses what ALLOWED does not list, before it is called."""
 
@@ -44,7 +85,7 @@ class ArrayUnpickler(pickle.Unpickler):
         if module.startswith(("numpy._core.", "numpy.core.")):  # one or the other, by its version
             core = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core"
             module = f"{core}.{module.rpartition('.')[2]}"
-        return super().find_class(module, name)
+        return CHECKED.get(name) or super().find_class(module, name)
 
 
 def load_pickle(path: str | Path, *, trust: bool = False) -> Any:
@@ -59,8 +100,10 @@ def load_pickle(path: str | Path, *, trust: bool = False) -> Any:
     with Path(path).open("rb") as file:
         if trust:
             return pickle.load(file, encoding="latin1")
+        content = file.read()
         try:
-            return ArrayUnpickler(file, encoding="latin1").load()
+            check_opcodes(content)
+            return ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
         except UnsafePickleError as error:
             raise UnsafePickleError(
                 f"{path} is refused, and nothing of it was run: {error}, which could execute code. "

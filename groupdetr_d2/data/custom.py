@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 
 from .checks import DatasetError
-from .coco_rules import read_classes
+from .coco_columns import CocoImages
+from .coco_file import read_columns
 
 
 def register_custom_datasets(cfg) -> None:
@@ -35,19 +35,25 @@ def _register(json_file: str, image_root: str, which: str, cfg) -> str:
         raise DatasetError(f"{json_file} is given without its images: add {flag} FOLDER")
     if not os.path.isdir(image_root):
         raise DatasetError(f"the image folder {image_root} (of {json_file}) does not exist")
-    classes = read_classes(json_file)
+    classes = list(read_columns(json_file).class_names)
     cfg.MODEL.DETR.NUM_CLASSES = len(classes)
     name = f"{Path(json_file).stem}@{os.path.abspath(json_file)}"
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    register_coco_instances(name, {}, json_file, image_root)
-    MetadataCatalog.get(name).set(thing_classes=classes, bad_boxes=cfg.DATASETS.CUSTOM.BAD_BOXES)
+    DatasetCatalog.register(name, lambda: list(CocoImages(read_columns(json_file), image_root)))
+    MetadataCatalog.get(name).set(
+        json_file=json_file,
+        image_root=image_root,
+        evaluator_type="coco",
+        thing_classes=classes,
+        bad_boxes=cfg.DATASETS.CUSTOM.BAD_BOXES,
+    )
     return name
 
 
 def _check_same_classes(train_json: str, val_json: str) -> None:
-    train, val = read_classes(train_json), read_classes(val_json)
+    train, val = (list(read_columns(x).class_names) for x in (train_json, val_json))
     if train != val:
         raise DatasetError(
             f"{train_json} and {val_json} have different categories: {train} and {val}"

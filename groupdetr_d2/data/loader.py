@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.data.common import DatasetFromList
 from detectron2.data.detection_utils import (
@@ -23,6 +23,8 @@ from detectron2.data.detection_utils import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .catalog import images_of
+from .coco_columns import JoinedImages
 from .image_file import ImageReadError, channels_first, read_array
 from .workers import leave_signals_to_parent
 
@@ -45,14 +47,18 @@ class TrainingSet(Dataset):
 
     def __init__(
         self,
-        dataset_dicts: list[dict],
+        dataset_dicts: Sequence[dict],
         mapper: Callable | None = None,
         *,
         skips: bool = False,
         seed: int = 0,
     ):
-        self.dicts = DatasetFromList(dataset_dicts, copy=False)
-        self.is_wide = [d["width"] > d["height"] for d in dataset_dicts]
+        if isinstance(dataset_dicts, JoinedImages):  # small, and shared by processes, as it is
+            self.dicts: Sequence[dict] = dataset_dicts
+            self.is_wide = dataset_dicts.is_wide.tolist()
+        else:
+            self.dicts = DatasetFromList(dataset_dicts, copy=False)
+            self.is_wide = [d["width"] > d["height"] for d in dataset_dicts]
         self.mapper, self.skips, self.seed = mapper, skips, seed
 
     def mapped(self, mapper: Callable, *, skips: bool, seed: int) -> "TrainingSet":
@@ -250,7 +256,7 @@ def start_from(loader: object, *, start_iter: int, seed: int) -> bool:
 def build_test_loader(cfg, dataset_name: str, mapper: Callable):
     """Builds batches of one image, as the official codes evaluate."""
     return build_detection_test_loader(
-        get_detection_dataset_dicts([dataset_name], filter_empty=False),
+        images_of(dataset_name, is_evaluated=True),
         mapper=mapper,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

@@ -7,8 +7,9 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 
-from ..checkpoint import GroupCheckpointer
+from ..checkpoint import CheckpointError, GroupCheckpointer
 from ..checkpoint.run_info import RunInfo
+from ..checkpoint.structure import check_filled
 from ..inference.augmented import build_evaluated_model
 from .report import next_commands, read_evaluation, results_file, write_report
 from .setup import check_test_sets, setup_config
@@ -39,7 +40,10 @@ def evaluate(cfg: CfgNode, args: Namespace) -> dict:
     checkpointer.trust = args.trust_checkpoint
     is_resumed = args.resume and checkpointer.has_checkpoint()
     path = checkpointer.get_checkpoint_file() if is_resumed else cfg.MODEL.WEIGHTS
+    if not path:
+        raise CheckpointError("--eval-only needs weights: MODEL.WEIGHTS FILE, or --resume")
     checkpointer.load(path, checkpointables=[])  # to be used: the running mean, if there is one
+    check_filled(checkpointer.states, model.state_dict(), path)
     results_file(cfg).unlink(missing_ok=True)  # of an earlier evaluation
     results = Trainer.test(cfg, build_evaluated_model(cfg, model))
     if comm.is_main_process() and cfg.DATASETS.TEST:

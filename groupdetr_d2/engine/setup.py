@@ -6,12 +6,12 @@ from argparse import Namespace
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..config import ConfigError, build_config, check_choices
-from ..data.checks import check_annotations, check_data, check_registered
+from ..config import ConfigError, build_config, check_choices, check_ranges
+from ..data.catalog import check_classes, images_of
+from ..data.checks import check_registered
 from ..data.custom import register_custom_datasets
 from ..data.shapes import register_shapes
 from .schedule import settle_schedule
@@ -47,6 +47,7 @@ def settled(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     check_choices(cfg)
+    check_ranges(cfg)
     settle_config(cfg)
     cfg.freeze()
     return cfg
@@ -75,9 +76,9 @@ def check_test_sets(cfg: CfgNode) -> None:
         DatasetError: a data set is not registered, or something is wrong with it.
     """
     check_registered(cfg.DATASETS.TEST)
-    check_data(cfg, cfg.DATASETS.TEST)
+    check_classes(cfg, cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
-        check_annotations(name, DatasetCatalog.get(name))
+        images_of(name, is_evaluated=True)
 
 
 def settle_config(cfg: CfgNode) -> None:

@@ -7,7 +7,9 @@ from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from torch.utils.data import DataLoader
 
-from ..data.checks import DatasetError, check_annotations, check_data, check_registered
+from ..data.catalog import check_classes, images_of
+from ..data.checks import DatasetError, check_registered
+from ..data.coco_columns import JoinedImages
 from ..data.loader import TrainingSet, build_train_loader
 from ..modeling.meta_arch import task_of
 
@@ -24,18 +26,15 @@ def build_training_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = 
     Raises:
         DatasetError: a data set is not registered, or something is wrong with it.
     """
+    images = load_training_set(cfg)
     if mapper is not None:  # which may read more of an annotation than the task does
-        return build_train_loader(cfg, TrainingSet(load_training_set(cfg)), mapper)
+        return build_train_loader(cfg, TrainingSet(whole_dicts(cfg)), mapper)
     task = task_of(cfg)
-    training_set = TrainingSet(load_training_set(cfg, task.annotation_fields))
-    return build_train_loader(cfg, training_set, task.build_mapper(cfg, is_train=True))
+    return build_train_loader(cfg, TrainingSet(images), task.build_mapper(cfg, is_train=True))
 
 
-def load_training_set(cfg: CfgNode, fields: tuple[str, ...] = ()) -> list[dict]:
-    """Loads and checks the dataset dicts of all training sets together.
-
-    Args:
-        fields: the fields of annotations that are kept; all if none are given.
+def load_training_set(cfg: CfgNode) -> JoinedImages:
+    """Loads and checks the images of all training sets together.
 
     Raises:
         DatasetError: a data set is not registered, or something is wrong with it.
@@ -43,32 +42,28 @@ def load_training_set(cfg: CfgNode, fields: tuple[str, ...] = ()) -> list[dict]:
     if not cfg.DATASETS.TRAIN:
         raise DatasetError("DATASETS.TRAIN is empty: name a data set, or give --train-json FILE")
     check_registered(cfg.DATASETS.TRAIN)
-    check_data(cfg, cfg.DATASETS.TRAIN)
-    dicts: list[dict] = []
-    for name in cfg.DATASETS.TRAIN:
-        found = get_detection_dataset_dicts(
-            [name], filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
-        dicts += [_with_fields_alone(d, fields) for d in check_annotations(name, found)]
-    empty = sum(not d["annotations"] for d in dicts)
-    logger.info("%d training images, %d of them without objects", len(dicts), empty)
-    most = max((len(d["annotations"]) for d in dicts), default=0)
-    if most > cfg.MODEL.DETR.NUM_OBJECT_QUERIES:
+    check_classes(cfg, cfg.DATASETS.TRAIN)
+    parts = [images_of(name) for name in cfg.DATASETS.TRAIN]
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        parts = [part.with_objects() for part in parts]
+    images = JoinedImages(parts)
+    counts = images.counts
+    logger.info("%d training images, %d of them without objects", len(images), sum(counts == 0))
+    if counts.max() > cfg.MODEL.DETR.NUM_OBJECT_QUERIES:
         logger.warning(
             "an image has %d objects, more than MODEL.DETR.NUM_OBJECT_QUERIES (%d): some of them "
             "can never be found",
-            most,
+            counts.max(),
             cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
         )
-    return dicts
+    return images
 
 
-def _with_fields_alone(d: dict, fields: tuple[str, ...]) -> dict:
-    """Drops what the task does not read: polygons would be most of the memory of a process."""
-    annotations = d.get("annotations", [])
-    if fields:
-        annotations = [{k: a[k] for k in fields if k in a} for a in annotations]
-    return {**d, "annotations": annotations}
+def whole_dicts(cfg: CfgNode) -> list[dict]:
+    """The dataset dicts of all training sets as they were registered."""
+    return get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
 
 
 def number_of_images(loader: Iterable) -> int | None:

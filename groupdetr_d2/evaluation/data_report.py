@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -10,7 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..data.coco_rules import read_json, xyxy_of
+from ..data.coco_columns import CocoColumns, CocoImages, is_bad_box
+from ..data.coco_rules import plain
 from ..data.image_file import ImageReadError, read_bgr
 from ..data.inspection import Inspection, inspect_coco
 from ..data.yolo import convert_yolo
@@ -41,8 +43,9 @@ def check(name: str, json_file: str, image_root: str, args: argparse.Namespace) 
     sys.stdout.write(f"{json_file}\n{format_numbers(found.numbers)}")
     for finding in found.findings:
         sys.stdout.write(f"{finding}\n")
-    if found.numbers and draw_sheet(json_file, image_root, out / f"{name}_sheet.jpg"):
-        sys.stdout.write(f"pictures: {out}/{name}_sheet.jpg\n")
+    picture = out / f"{name}_sheet.jpg"
+    if found.columns is not None and draw_sheet(found.columns, image_root, picture):
+        sys.stdout.write(f"pictures: {picture}\n")
     verdict = "errors: mend them before training" if found.has_errors else "no errors"
     sys.stdout.write(f"{verdict} (everything in {out}/{name}_report.json)\n")
     return found
@@ -60,27 +63,22 @@ def format_numbers(numbers: dict, indent: str = "  ") -> str:
     return "".join(lines)
 
 
-def draw_sheet(json_file: str, image_root: str, path: Path) -> bool:
+def draw_sheet(columns: CocoColumns, image_root: str, path: Path) -> bool:
     """Draws the first images that can be read, with their boxes; False if there is none."""
-    content = read_json(json_file)
+    good = columns.without(is_bad_box(columns))
+    names = [plain(name) for name in columns.class_names]
     tiles: list[np.ndarray] = []
-    places = {c["id"]: i for i, c in enumerate(content["categories"])}
-    names = [c["name"] for c in content["categories"]]
-    for image in content["images"]:
+    for d in CocoImages(good, image_root):
         if len(tiles) == SHEET_IMAGES:
             break
-        own = [
-            a
-            for a in content["annotations"]
-            if a["image_id"] == image["id"] and a["category_id"] in places and xyxy_of([a])
-        ]
-        boxes = xyxy_of(own)
-        classes = [places[a["category_id"]] for a in own]
         try:
-            picture = read_bgr(Path(image_root) / image["file_name"])
+            picture = read_bgr(d["file_name"])
+            boxes = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in d["annotations"])]
+            classes = [a["category_id"] for a in d["annotations"]]
             draw = partial(draw_scaled, picture.shape, boxes, classes, names)
-            tiles.append(draw_tile(image["file_name"][-40:], picture, draw))
-        except (ImageReadError, ValueError):  # unreadable, or a box that is not finite
+            title = plain(os.path.relpath(d["file_name"], image_root))[-40:]
+            tiles.append(draw_tile(title, picture, draw))
+        except (ImageReadError, ValueError, OSError, cv2.error):  # the findings name it
             continue
     return bool(tiles) and cv2.imwrite(str(path), sheet(tiles, columns=4))
 

@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 
 from ..checkpoint import GroupCheckpointer
 from ..checkpoint.restoring import restore
+from ..checkpoint.structure import check_filled
 from ..config import build_config
 from ..data.image_file import channels_first, read_bgr
 from ..modeling.meta_arch import SetPredictor
@@ -57,7 +58,9 @@ def load_model(args: argparse.Namespace) -> tuple[CfgNode, SetPredictor]:
     cfg = build_config(args.config_file, opts)
     model = build_model(cfg).eval()
     if args.weights:
-        GroupCheckpointer(model).load(args.weights, checkpointables=[])
+        checkpointer = GroupCheckpointer(model)
+        checkpointer.load(args.weights, checkpointables=[])
+        check_filled(checkpointer.states, model.state_dict(), args.weights)
     return cfg, model
 
 

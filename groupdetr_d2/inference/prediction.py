@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..data.coco_rules import read_json
+from ..data.coco_file import read_json
 from ..data.image_file import SUFFIXES, ImageReadError, find_image_files
 from ..data.video import VIDEO_SUFFIXES, VideoWriter, read_frames
 from ..errors import UserError

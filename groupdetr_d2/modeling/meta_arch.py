@@ -12,7 +12,7 @@ from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from ..config.choices import check_choices
+from ..config import check_choices, check_ranges
 from ..errors import UserError
 from ..groups import QueryGroups
 from ..layers.box_ops import box_xyxy_to_cxcywh
@@ -69,9 +69,11 @@ class SetPredictor(nn.Module, ABC):
 
         Raises:
             ChoiceError: a key has a value that is none of its words.
+            RangeError: a key has a number that nothing can be built with.
             UserError: the backbone lacks a feature map.
         """
         check_choices(cfg)
+        check_ranges(cfg)
         backbone = build_checked_backbone(cfg)
         return {
             "backbone": backbone,

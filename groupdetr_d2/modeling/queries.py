@@ -32,7 +32,7 @@ class QueryBank(nn.Module):
             UserError: naming both sizes and the checkpointer that fits banks.
         """
         found = state_dict.get(f"{prefix}shape")
-        if found is not None and found.tolist() != self.shape.tolist():
+        if found is not None and found.numel() == 2 and found.tolist() != self.shape.tolist():
             (old_groups, old_queries), (groups, queries) = found.tolist(), self.shape.tolist()
             raise UserError(
                 f"{prefix}weight: the checkpoint has K = {old_groups} groups of N = {old_queries} "

@@ -1,22 +1,22 @@
 """2D boxes: COCO's box AP, and detections with a class, a score and a box."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.transforms import HFlipTransform
-from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ..data.catalog import images_of
 from ..data.detr_augmentation import build_detr_augmentation
 from ..data.loader import DetectionMapper
 from ..errors import UserError
+from ..evaluation.box_evaluator import RESULTS, BoxEvaluator
 from ..evaluation.detection_curves import ImageResult, box_overlaps
 from ..evaluation.drawing import draw_boxes
 from ..evaluation.fusion import merge_by_fusion
@@ -68,46 +68,61 @@ def build_criterion(cfg: CfgNode) -> SetCriterion:
     )
 
 
-def build_evaluator(dataset: str, folder: str | None) -> COCOEvaluator:
-    """Builds COCO's evaluator of box AP."""
-    return COCOEvaluator(dataset, ("bbox",), output_dir=folder)
+def build_evaluator(dataset: str, folder: str | None) -> BoxEvaluator:
+    """Builds the evaluator of COCO's box AP."""
+    return BoxEvaluator(dataset, folder)
+
+
+class _Result(msgspec.Struct, gc=False):
+    """A detection in COCO's format."""
+
+    image_id: int | str
+    category_id: int | str
+    bbox: tuple[float, float, float, float]
+    score: float
 
 
 def read_results(dataset: str, results_file: Path) -> list[ImageResult]:
-    """Reads the detections that COCO's evaluator left, beside the ground truth of each image."""
+    """Reads the detections that the evaluator left, beside the ground truth of each image."""
     found = defaultdict(list)
-    for record in json.loads(results_file.read_text()):
-        found[record["image_id"]].append(record)
-    classes = MetadataCatalog.get(dataset).get("thing_dataset_id_to_contiguous_id", {})
+    for record in msgspec.json.decode(results_file.read_bytes(), type=list[_Result]):
+        found[record.image_id].append(record)
+    images = images_of(dataset, is_evaluated=True)
+    classes = {identity: i for i, identity in enumerate(images.columns.category_ids)}
     return [
-        _image_result(d, sorted(found[d["image_id"]], key=lambda r: -r["score"]), classes)
-        for d in DatasetCatalog.get(dataset)
+        _image_result(d, sorted(found[d["image_id"]], key=lambda r: -r.score), classes)
+        for d in images
     ]
 
 
-def _image_result(d: dict, records: list[dict], classes: dict[int, int]) -> ImageResult:
-    annotations = d.get("annotations", ())
-    true = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    found = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in records)]
-    true_boxes, boxes = (np.array(x, dtype=np.float64).reshape(-1, 4) for x in (true, found))
-    crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
+def _image_result(d: dict, records: list[_Result], classes: dict[int | str, int]) -> ImageResult:
+    annotations = d["annotations"]
+    true_boxes = _corners([a["bbox"] for a in annotations])
+    boxes = _corners([r.bbox for r in records])
+    crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)
     true_classes = np.array([a["category_id"] for a in annotations], dtype=int)
-    found_classes = [classes.get(r["category_id"], r["category_id"]) for r in records]
-    scores = np.array([r["score"] for r in records], dtype=np.float64)
+    found_classes = np.array([classes[r.category_id] for r in records], dtype=int)
+    scores = np.array([r.score for r in records], dtype=np.float64)
     size = (d["height"], d["width"])
     truth = Instances(size, gt_boxes=Boxes(true_boxes), gt_classes=torch.from_numpy(true_classes))
     detections = Instances(size, pred_boxes=Boxes(boxes), scores=torch.from_numpy(scores))
-    detections.pred_classes = torch.tensor(found_classes, dtype=torch.int64)
+    detections.pred_classes = torch.from_numpy(found_classes)
     return ImageResult(
         name=d["file_name"],
         true_classes=true_classes,
         crowd=crowd,
-        classes=np.array(found_classes, dtype=int),
+        classes=found_classes,
         scores=scores,
         overlaps=box_overlaps(boxes, true_boxes, crowd),
         truth=truth,
         found=detections,
     )
+
+
+def _corners(boxes: Sequence[Sequence[float]]) -> np.ndarray:
+    """Makes (M, 4) x0, y0, x1, y1 of boxes x, y, width, height."""
+    x, y, width, height = np.array(boxes, dtype=np.float64).reshape(-1, 4).T
+    return np.stack([x, y, x + width, y + height], 1)
 
 
 def records(instances: Instances, names: Sequence[str]) -> list[dict]:
@@ -176,7 +191,7 @@ BOXES = Task(
     build_mapper=build_mapper,
     build_criterion=build_criterion,
     build_evaluator=build_evaluator,
-    results_file="coco_instances_results.json",
+    results_file=RESULTS,
     read_results=read_results,
     records=records,
     columns=("class", "score", *CORNERS),

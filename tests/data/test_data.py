@@ -8,8 +8,10 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from groupdetr_d2.config import build_config
-from groupdetr_d2.data.checks import DatasetError, check_annotations, check_classes
-from groupdetr_d2.data.custom import read_classes, register_custom_datasets
+from groupdetr_d2.data.catalog import check_classes, images_of
+from groupdetr_d2.data.checks import DatasetError
+from groupdetr_d2.data.coco_file import read_columns
+from groupdetr_d2.data.custom import register_custom_datasets
 from groupdetr_d2.data.detr_augmentation import build_detr_augmentation
 from groupdetr_d2.data.loader import (
     ImageReadError,
@@ -80,8 +82,8 @@ def test_own_data_needs_no_code(tmp_path):
     [
         (lambda p: p.unlink(), "train.json does not exist"),
         (lambda p: p.write_text("{"), "train.json is not valid JSON"),
-        (lambda p: p.write_text("[]"), "not COCO's object"),
-        (lambda p: p.write_text('{"images": []}'), "no list 'annotations'"),
+        (lambda p: p.write_text("[]"), "the JSON is a list"),
+        (lambda p: p.write_text('{"images": []}'), "no list: 'annotations'; 'categories'"),
     ],
 )
 def test_malformed_annotation_files_are_named(tmp_path, change, message):
@@ -106,10 +108,14 @@ def test_missing_folders_and_files_are_named(tmp_path):
 
 
 def test_ids_that_match_nothing_are_named(tmp_path):
-    with pytest.raises(DatasetError, match="unknown category.*category_id 99.*Known.*7, 30"):
-        read_classes(write_set(tmp_path, "train", category_id=99))
-    with pytest.raises(DatasetError, match="unknown image.*image_id 5"):
-        read_classes(write_set(tmp_path, "train", image_id=5))
+    with pytest.raises(
+        DatasetError, match="unknown category: annotation 1 has category_id 99.*are 7, 30"
+    ):
+        read_columns(write_set(tmp_path, "train", category_id=99))
+    with pytest.raises(
+        DatasetError, match="unknown image: annotation 1 has image_id 5.*are 10, 11, 12"
+    ):
+        read_columns(write_set(tmp_path, "train", image_id=5))
 
 
 @pytest.mark.parametrize(
@@ -120,12 +126,12 @@ def test_fields_that_training_or_evaluation_needs_are_named(tmp_path, key, field
     content = json.loads(open(path).read())
     del content[key][1][field]
     (tmp_path / "train.json").write_text(json.dumps(content))
-    with pytest.raises(DatasetError, match=f"train.json: 1 of . {key} have no '{field}'"):
-        read_classes(path)
+    with pytest.raises(DatasetError, match=f"train.json: {key} without '{field}'"):
+        read_columns(path)
     content[key][1] = content[key][0]
     (tmp_path / "train.json").write_text(json.dumps(content))
-    with pytest.raises(DatasetError, match=f"some {key} share an id"):
-        read_classes(path)
+    with pytest.raises(DatasetError, match=f"{key} share an id: id 1"):
+        read_columns(path)
 
 
 def test_sets_with_different_classes_are_named(tmp_path):
@@ -150,7 +156,9 @@ def test_bad_boxes_are_named_or_left_out(tmp_path, box):
     train = write_set(tmp_path, "train", boxes=[(2, 3, 10, 8), box])
     cfg = custom_config(tmp_path, train=train)
     settle_config(cfg)
-    with pytest.raises(DatasetError, match="2 boxes have no area.*train_1.png.*BAD_BOXES drop"):
+    with pytest.raises(
+        DatasetError, match="boxes .x, y, w, h. that are not finite.*train_1.png.*BAD_BOXES drop"
+    ):
         load_training_set(cfg)
     cfg = custom_config(tmp_path, "DATASETS.CUSTOM.BAD_BOXES", "drop", train=train)
     settle_config(cfg)
@@ -161,8 +169,9 @@ def test_boxes_partly_outside_are_kept(tmp_path):
     train = write_set(tmp_path, "train", boxes=[(-3, -3, 20, 20), (30, 30, 40, 40)])
     cfg = custom_config(tmp_path, train=train)
     settle_config(cfg)
-    dicts = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
-    assert check_annotations(cfg.DATASETS.TRAIN[0], dicts) == dicts
+    name = cfg.DATASETS.TRAIN[0]
+    assert list(images_of(name)) == DatasetCatalog.get(name)
+    assert [len(d["annotations"]) for d in images_of(name)] == [0, 2, 2]
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG no picture", None])

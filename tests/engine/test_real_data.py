@@ -9,7 +9,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
 
 from groupdetr_d2.checkpoint import GroupCheckpointer
-from groupdetr_d2.data.checks import check_annotations
+from groupdetr_d2.data.catalog import images_of
 from tests.conftest import ROOT
 from tests.engine.test_engine import train_net
 
@@ -35,8 +35,12 @@ def test_coco_annotations_pass_the_checks(shared_data):
     if name not in DatasetCatalog.list():
         annotations = str(folder / "annotations" / "instances_train2017.json")
         register_coco_instances(name, {}, annotations, str(folder / "train2017"))
-    dicts = DatasetCatalog.get(name)
-    assert len(check_annotations(name, dicts)) == len(dicts) > 100
+    found, dicts = images_of(name), DatasetCatalog.get(name)
+    assert len(found) == len(dicts) > 100
+    for image, d in zip(found, dicts, strict=True):
+        for a in d["annotations"]:
+            del a["segmentation"]
+        assert image == d
 
 
 @pytest.mark.slow
@@ -57,5 +61,5 @@ def test_the_full_config_trains_and_evaluates_on_coco_as_it_stands(
         *("--val-json", coco / "annotations" / "instances_val2017_free.json"),
         *("--val-images", coco / "val2017", *few, "OUTPUT_DIR", tmp_path / "evaluation"),
     )
-    assert "Average Precision" in done.stdout
+    assert "box AP:" in done.stdout
     assert os.path.isfile(tmp_path / "evaluation/inference/coco_instances_results.json")

@@ -51,15 +51,15 @@ def first(content):
 
 ERRORS = {
     "boxes .* not finite": lambda c: first(c).update(bbox=[1, 1, float("nan"), 3]),
-    "boxes .* without area": lambda c: first(c).update(bbox=[1, 1, 0, 3]),
-    "outside their image: train_1.png": lambda c: first(c).update(bbox=[900, 1, 5, 5]),
-    "annotations of an unknown class: annotation 1 \\(99\\)": lambda c: first(c).update(
-        category_id=99
-    ),
+    "boxes .* have no area": lambda c: first(c).update(bbox=[1, 1, 0, 3]),
+    "lie outside their image: train_1.png": lambda c: first(c).update(bbox=[900, 1, 5, 5]),
+    "annotations of an unknown category: annotation 1 has category_id 99": lambda c: first(
+        c
+    ).update(category_id=99),
     "annotations of an unknown image": lambda c: first(c).update(image_id=77),
-    "annotations share an id: 2": lambda c: first(c).update(id=2),
+    "annotations share an id: id 2": lambda c: first(c).update(id=2),
     "annotations without 'iscrowd'": lambda c: first(c).pop("iscrowd"),
-    "the json lacks a list: categories": lambda c: c.pop("categories"),
+    "no list: 'categories'": lambda c: c.pop("categories"),
     "images missing in .*: gone.png": lambda c: c["images"][1].update(file_name="gone.png"),
     "another size .*train_1.png is 60 x 40, not 61 x 40": lambda c: c["images"][1].update(width=61),
     "listed more than once: train_0.png": lambda c: c["images"][1].update(file_name="train_0.png"),

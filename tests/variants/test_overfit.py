@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 
 from groupdetr_d2.config import build_config
@@ -88,7 +88,7 @@ def test_four_images_are_learnt_by_heart(tmp_path, family, num_groups):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
         schedule.step()
-    evaluator = COCOEvaluator(name, ("bbox",), output_dir=str(tmp_path))
+    evaluator = BOXES.build_evaluator(name, str(tmp_path))
     results = inference_on_dataset(
         model.eval(),
         build_test_loader(cfg, name, BOXES.build_mapper(cfg, is_train=False)),

@@ -1,0 +1,66 @@
+"""The numbers that keys can have: what cannot be built is refused before it is tried."""
+
+from detectron2.config import CfgNode
+
+from ..errors import UserError
+from .choices import value_of
+
+LARGEST_IMAGE = 16_384  # pixels of a side
+# key: the smallest and the largest value
+RANGES: dict[str, tuple[float, float]] = {
+    "MODEL.DETR.NUM_GROUPS": (1, 1000),
+    "MODEL.DETR.NUM_OBJECT_QUERIES": (1, 100_000),
+    "MODEL.DETR.NUM_CLASSES": (1, 1_000_000),
+    "MODEL.DETR.HIDDEN_DIM": (4, 16_384),
+    "MODEL.DETR.NHEADS": (1, 1024),
+    "MODEL.DETR.DIM_FEEDFORWARD": (1, 1_000_000),
+    "MODEL.DETR.DROPOUT": (0, 0.999),
+    "MODEL.DETR.ENC_LAYERS": (0, 1000),
+    "MODEL.DETR.DEC_LAYERS": (1, 1000),
+    "MODEL.DETR.EXTRA_LEVELS": (0, 16),
+    "MODEL.DETR.NUM_POINTS": (1, 256),
+    "MODEL.DETR.DENOISING.NUM_QUERIES": (0, 100_000),
+    "MODEL.EMA.DECAY": (0, 1),
+    "SOLVER.MAX_ITER": (1, 10**12),
+    "SOLVER.IMS_PER_BATCH": (1, 10**6),
+    "SOLVER.EPOCHS": (0, 10**6),
+    "SOLVER.CHECKPOINT_PERIOD": (1, 10**12),
+    "TEST.EVAL_PERIOD": (0, 10**12),
+    "TEST.DETECTIONS_PER_IMAGE": (1, 10**6),
+    "INPUT.MIN_SIZE_TEST": (1, LARGEST_IMAGE),
+    "INPUT.MAX_SIZE_TEST": (1, LARGEST_IMAGE),
+    "INPUT.MAX_SIZE_TRAIN": (1, LARGEST_IMAGE),
+    "DATALOADER.NUM_WORKERS": (0, 1024),
+}
+
+
+class RangeError(UserError):
+    """A key has a number that nothing can be built with; the message gives those that work."""
+
+
+def check_ranges(cfg: CfgNode) -> None:
+    """Checks every key of the table, and the keys that have to fit one another.
+
+    Raises:
+        RangeError: naming the key, its value and the numbers that it can be.
+    """
+    for key, (lowest, highest) in RANGES.items():
+        value = value_of(cfg, key)
+        if not lowest <= value <= highest:
+            raise RangeError(f"{key} is {value}; it can be {lowest} to {highest}")
+    detr = cfg.MODEL.DETR
+    if detr.HIDDEN_DIM % detr.NHEADS or detr.HIDDEN_DIM % 4:
+        raise RangeError(
+            f"MODEL.DETR.HIDDEN_DIM is {detr.HIDDEN_DIM}; it has to be a multiple of 4 and of "
+            f"MODEL.DETR.NHEADS ({detr.NHEADS})"
+        )
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        values = cfg.MODEL[key]
+        if len(values) != 3 or not all(isinstance(x, (int, float)) for x in values):
+            raise RangeError(f"MODEL.{key} is {list(values)}; it has to be three numbers")
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    sizes = sizes if isinstance(sizes, (list, tuple)) else (sizes,)
+    if not sizes or not all(isinstance(x, int) and 0 < x <= LARGEST_IMAGE for x in sizes):
+        raise RangeError(
+            f'INPUT.MIN_SIZE_TRAIN is {sizes}; it has to be numbers of pixels, such as "(480, 800)"'
+        )

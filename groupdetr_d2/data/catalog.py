@@ -1,0 +1,154 @@
+"""Registered data sets as columns, whatever they were registered from.
+
+Sets with an annotation file in COCO's format are read by coco_file.py rather than by Detectron2's
+loader, which reads the file twice as slowly into several gigabytes, and believes what it says.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from .checks import DatasetError, check_fields, check_registered
+from .coco_columns import CocoColumns, CocoImages, columns_of, find_in_columns, is_bad_box
+from .coco_file import read_columns
+from .coco_rules import Finding, find_relations, read_table
+from .missing_files import check_files
+
+logger = logging.getLogger(__name__)
+IMAGE_FIELDS = ("file_name", "height", "width")
+
+
+def images_of(name: str, *, is_evaluated: bool = False) -> CocoImages:
+    """Returns the images of a registered data set, checked, without bad boxes where they may go.
+
+    Bad boxes of the sets that Detectron2 registers itself are known and are left out; those of
+    one's own are an error unless DATASETS.CUSTOM.BAD_BOXES is "drop".
+
+    Args:
+        is_evaluated: whether the set is one to evaluate with, which may lack objects.
+
+    Raises:
+        DatasetError: naming the file or the set, the first thing that is wrong, and the remedy.
+    """
+    check_registered([name])
+    source = json_file_of(name) or f"data set {name}"
+    columns = columns_of_set(name)
+    drops = MetadataCatalog.get(name).get("bad_boxes", "drop") == "drop"
+    for finding in find_in_columns(columns):
+        _report(source, finding, drops=drops, is_evaluated=is_evaluated)
+    bad = is_bad_box(columns)
+    images = CocoImages(columns.without(bad) if bad.any() else columns, image_root_of(name))
+    check_files(name, images)
+    return images
+
+
+def _report(source: str, finding: Finding, *, drops: bool, is_evaluated: bool) -> None:
+    is_tolerated = {"boxes": drops, "nothing": is_evaluated}.get(finding.kind, False)
+    if finding.is_error and not is_tolerated:
+        raise DatasetError(f"{source}: {finding.message()}")
+    number = f"{len(finding.examples)} " if finding.examples else ""
+    first = f", {finding.examples[0]} for one" if finding.examples else ""
+    what = {"boxes": ". They are left out", "nothing": ": AP cannot be computed"}
+    text = what.get(finding.kind, "") if finding.is_error else ""
+    logger.warning("%s: %s%s%s%s", source, number, finding.text, first, text)
+
+
+def columns_of_set(name: str) -> CocoColumns:
+    """Reads the columns of a registered data set, with what is wrong with its boxes.
+
+    Raises:
+        DatasetError: naming the file or the set, the first thing that is wrong, and the remedy.
+    """
+    json_file = json_file_of(name)
+    if json_file is None:
+        return _columns_of_dicts(name)
+    check_json_file(name, json_file)
+    columns = read_columns(json_file)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_dataset_id_to_contiguous_id") is None:
+        places = {identity: i for i, identity in enumerate(columns.category_ids)}
+        metadata.thing_dataset_id_to_contiguous_id = places
+    known = metadata.get("thing_classes")
+    if known is None:
+        metadata.thing_classes = list(columns.class_names)
+    elif list(known) != list(columns.class_names):
+        raise DatasetError(
+            f"{json_file} has the classes {list(columns.class_names)[:20]}, and data set {name} is "
+            f"registered with {list(known)[:20]}"
+        )
+    return columns
+
+
+def json_file_of(name: str) -> str | None:
+    """The annotation file of a set that `register_coco_instances` or this package registered."""
+    metadata = MetadataCatalog.get(name)
+    is_coco = metadata.get("evaluator_type") == "coco" and metadata.get("image_root") is not None
+    return metadata.get("json_file") if is_coco else None
+
+
+def image_root_of(name: str) -> str:
+    """The folder that file names start from; empty where they are whole paths."""
+    return MetadataCatalog.get(name).image_root if json_file_of(name) else ""
+
+
+def _columns_of_dicts(name: str) -> CocoColumns:
+    """Makes columns of the dataset dicts that a function of the user's own returns."""
+    dicts: Sequence[dict] = DatasetCatalog.get(name)
+    check_fields(name, dicts)
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if classes is None:
+        raise DatasetError(
+            f"data set {name} has no class names: give it some where it is registered, "
+            f"MetadataCatalog.get({name!r}).set(thing_classes=[...])"
+        )
+    annotations: list[dict] = []
+    for d in dicts:
+        for a in d.get("annotations", ()):
+            box = BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYWH_ABS)
+            fields = {"bbox": list(box), "category_id": a["category_id"]}
+            number = {"id": len(annotations), "image_id": d["image_id"]}
+            crowd = {"iscrowd": a.get("iscrowd", 0), "area": 0}
+            annotations.append({**fields, **number, **crowd})
+    images = [{"id": d["image_id"], **{k: d[k] for k in IMAGE_FIELDS}} for d in dicts]
+    categories = [{"id": i, "name": str(x)} for i, x in enumerate(classes)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    table, findings = read_table(content)
+    if not findings:
+        findings = list(find_relations(table))
+    for finding in findings:
+        raise DatasetError(f"data set {name}: {finding.message()}")
+    columns = columns_of(table)
+    columns.areas[:] = columns.boxes[:, 2] * columns.boxes[:, 3]
+    return columns
+
+
+def check_json_file(name: str, json_file: str) -> None:
+    """Checks that the annotation file of a data set is there.
+
+    Raises:
+        DatasetError: naming the set and the file.
+    """
+    if not os.path.isfile(json_file):
+        raise DatasetError(
+            f"data set {name}: {json_file} does not exist. Set $DETECTRON2_DATASETS (now "
+            f"{os.getenv('DETECTRON2_DATASETS', 'datasets')}) to the folder that holds coco/, or "
+            "name your own data with --train-json and so on"
+        )
+
+
+def check_classes(cfg, names: Sequence[str]) -> None:
+    """Checks that MODEL.DETR.NUM_CLASSES is the number of classes of every data set.
+
+    Raises:
+        DatasetError: naming the set and both numbers.
+    """
+    for name in names:
+        number = len(columns_of_set(name).class_names)
+        if number != cfg.MODEL.DETR.NUM_CLASSES:
+            raise DatasetError(
+                f"MODEL.DETR.NUM_CLASSES is {cfg.MODEL.DETR.NUM_CLASSES}, but data set {name} has "
+                f"{number} classes: set MODEL.DETR.NUM_CLASSES {number}"
+            )

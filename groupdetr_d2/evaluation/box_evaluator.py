@@ -1,0 +1,108 @@
+"""The evaluator of 2D boxes on any registered data set."""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.logger import create_small_table
+
+from ..data.catalog import images_of
+from ..errors import UserError
+from .coco_metrics import METRICS, DetectionColumns, box_metrics, detections_counted
+
+logger = logging.getLogger(__name__)
+RESULTS = "coco_instances_results.json"
+
+
+class NonFiniteOutputError(UserError):
+    """A model's boxes or scores are not finite."""
+
+
+class BoxEvaluator(DatasetEvaluator):
+    """Computes COCO's box AP, and leaves the detections in COCO's format.
+
+    Args:
+        dataset: the registered name.
+        folder: where the detections are written, with the ids of the data set; None for nowhere.
+    """
+
+    def __init__(self, dataset: str, folder: str | None = None):
+        self.truth = images_of(dataset, is_evaluated=True).columns
+        self.folder = folder
+        self.names = MetadataCatalog.get(dataset).thing_classes
+        self.places = {identity: i for i, identity in enumerate(self.truth.image_ids)}
+        self.found: list[tuple[np.ndarray, ...]] = []
+
+    def reset(self) -> None:
+        """Forgets all detections."""
+        self.found = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Takes in the detections on some images.
+
+        Raises:
+            NonFiniteOutputError: a box or a score is not finite.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            boxes = instances.pred_boxes.tensor.double().numpy()
+            scores = instances.scores.double().numpy()
+            if not np.isfinite(boxes).all() or not np.isfinite(scores).all():
+                name = image.get("file_name", image["image_id"])
+                raise NonFiniteOutputError(
+                    f"the model's outputs on {name} are not finite: its weights are NaN or too "
+                    "large. An earlier checkpoint may be sound; a lower SOLVER.BASE_LR helps"
+                )
+            corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+            place = np.full(len(boxes), self.places[image["image_id"]])
+            self.found.append((place, instances.pred_classes.numpy(), corners, scores))
+
+    def evaluate(self, img_ids: Sequence | None = None) -> dict:
+        """Returns ``{"bbox": metrics}``; in other processes than the first nothing.
+
+        Args:
+            img_ids: ids of the images that count; all if not given.
+        """
+        gathered = comm.gather(self.found, dst=0)
+        if not comm.is_main_process():
+            return {}
+        parts = list(itertools.chain(*gathered))
+        empty = (np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0))
+        columns = DetectionColumns(*map(np.concatenate, zip(empty, *parts, strict=True)))
+        if self.folder:
+            self.write(columns)
+        counted = detections_counted(self.truth)
+        if counted > 100:
+            logger.info("an image has %d objects of a class: as many detections count", counted)
+        images = None if img_ids is None else [self.places[x] for x in img_ids]
+        metrics = box_metrics(self.truth, columns, self.names, images=images)
+        logger.info("box AP:\n%s", create_small_table({name: metrics[name] for name in METRICS}))
+        return {"bbox": metrics}
+
+    def write(self, columns: DetectionColumns) -> None:
+        """Writes the detections with the data set's own ids."""
+        image_ids, category_ids = self.truth.image_ids, self.truth.category_ids
+        rows = zip(
+            columns.image_of.tolist(),
+            columns.class_of.tolist(),
+            columns.boxes.tolist(),
+            columns.scores.tolist(),
+            strict=True,
+        )
+        records = [
+            {
+                "image_id": image_ids[image],
+                "category_id": category_ids[category],
+                "bbox": box,
+                "score": score,
+            }
+            for image, category, box, score in rows
+        ]
+        Path(str(self.folder)).mkdir(parents=True, exist_ok=True)
+        Path(str(self.folder), RESULTS).write_bytes(msgspec.json.encode(records))

@@ -1,0 +1,170 @@
+"""COCO's AP of boxes, from columns of truth and of detections.
+
+The truth that COCO's evaluation gets has ids of its own making, areas and flags that are checked,
+and nothing else: an annotation with the id 0, ids that are texts, or fields to which pycocotools
+gives a meaning would change AP without a word. It is computed by faster-coco-eval where that is
+installed, else by pycocotools; both give the same numbers (tests/evaluation/test_coco_metrics.py).
+"""
+
+import contextlib
+import importlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..data.coco_columns import CocoColumns
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+MAX_DETECTIONS = 100  # of a class on an image, COCO's
+
+
+@dataclass(frozen=True)
+class DetectionColumns:
+    """M detections on the images of a data set."""
+
+    image_of: np.ndarray  # (M,) int64, places of images in the columns of the truth
+    class_of: np.ndarray  # (M,) int64
+    boxes: np.ndarray  # (M, 4) float64: x, y, width, height
+    scores: np.ndarray  # (M,) float64
+
+
+def evaluation_package() -> tuple[str, ModuleType, Any]:
+    """Finds the package that computes AP: its name, the module with `COCO`, the evaluation."""
+    try:
+        package = importlib.import_module("faster_coco_eval")
+        return "faster-coco-eval", package, package.COCOeval_faster
+    except ImportError:
+        module = importlib.import_module("pycocotools.coco")
+        return "pycocotools", module, importlib.import_module("pycocotools.cocoeval").COCOeval
+
+
+def box_metrics(
+    truth: CocoColumns,
+    found: DetectionColumns,
+    names: Sequence[str],
+    *,
+    images: Sequence[int] | None = None,
+    package: tuple | None = None,
+) -> dict[str, float]:
+    """Computes AP, AP50, AP75, by size, and "AP-<class>" of several classes, in per cent.
+
+    Args:
+        names: of the classes.
+        images: places of the images that count; all if not given.
+        package: see :func:`evaluation_package`.
+
+    Returns:
+        metrics by name; nan where there are no objects to find.
+    """
+    if not len(found.scores):
+        classes = [f"AP-{name}" for name in names] if len(names) > 1 else []
+        return dict.fromkeys([*METRICS, *classes], float("nan"))
+    _, module, evaluation = package or evaluation_package()
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = evaluation(_truth(module, truth), _found(module, truth, found), "bbox")
+        run.params.maxDets = [1, 10, detections_counted(truth)]
+        if images is not None:
+            run.params.imgIds = [image + 1 for image in images]
+        run.evaluate()
+        run.accumulate()
+    values = [float(x) * 100 if x > -1 else float("nan") for x in _stats(run)[: len(METRICS)]]
+    metrics = dict(zip(METRICS, values, strict=True))
+    if len(names) > 1:
+        metrics |= {f"AP-{name}": value for name, value in zip(names, _by_class(run), strict=True)}
+    return metrics
+
+
+def detections_counted(truth: CocoColumns) -> int:
+    """COCO's hundred detections, or as many as the fullest image has objects of a class."""
+    pairs = truth.image_of * max(len(truth.class_names), 1) + truth.class_of
+    return max(MAX_DETECTIONS, int(np.unique(pairs, return_counts=True)[1].max(initial=0)))
+
+
+def _stats(run: Any) -> Sequence[float]:
+    """COCO's six numbers; pycocotools computes the first for 100 detections alone."""
+    precision = run.eval["precision"]  # (IoU, recall, class, area, detections)
+    thresholds = run.params.iouThrs
+
+    def mean(iou: float | None = None, area: int = 0) -> float:
+        chosen = precision if iou is None else precision[np.isclose(thresholds, iou)]
+        chosen = chosen[:, :, :, area, -1]
+        chosen = chosen[chosen > -1]
+        return float(chosen.mean()) if len(chosen) else -1.0
+
+    return [mean(), mean(0.5), mean(0.75), mean(area=1), mean(area=2), mean(area=3)]
+
+
+def _by_class(run: Any) -> list[float]:
+    precision = run.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class)
+    values = []
+    for i in range(precision.shape[2]):
+        own = precision[:, :, i]
+        own = own[own > -1]
+        values.append(float(own.mean()) * 100 if len(own) else float("nan"))
+    return values
+
+
+def _truth(module: ModuleType, truth: CocoColumns) -> Any:
+    rows = zip(
+        truth.image_of.tolist(),
+        truth.class_of.tolist(),
+        truth.boxes.tolist(),
+        truth.areas.tolist(),
+        truth.crowd.tolist(),
+        strict=True,
+    )
+    annotations = [
+        {
+            "id": i,
+            "image_id": image + 1,
+            "category_id": category + 1,
+            "bbox": box,
+            "area": area,
+            "iscrowd": int(crowd),
+        }
+        for i, (image, category, box, area, crowd) in enumerate(rows, 1)
+    ]
+    return _indexed(module, truth, annotations)
+
+
+def _found(module: ModuleType, truth: CocoColumns, found: DetectionColumns) -> Any:
+    areas = found.boxes[:, 2] * found.boxes[:, 3]
+    rows = zip(
+        found.image_of.tolist(),
+        found.class_of.tolist(),
+        found.boxes.tolist(),
+        found.scores.tolist(),
+        areas.tolist(),
+        strict=True,
+    )
+    annotations = [
+        {
+            "id": i,
+            "image_id": image + 1,
+            "category_id": category + 1,
+            "bbox": box,
+            "score": score,
+            "area": area,
+            "iscrowd": 0,
+        }
+        for i, (image, category, box, score, area) in enumerate(rows, 1)
+    ]
+    return _indexed(module, truth, annotations)
+
+
+def _indexed(module: ModuleType, truth: CocoColumns, annotations: list[dict]) -> Any:
+    """Makes a `COCO` of annotations on the images of the truth."""
+    coco = module.COCO()
+    sizes = truth.sizes.tolist()
+    coco.dataset = {
+        "info": {},
+        "images": [{"id": i, "width": w, "height": h} for i, (w, h) in enumerate(sizes, 1)],
+        "categories": [{"id": i, "name": str(x)} for i, x in enumerate(truth.class_names, 1)],
+        "annotations": annotations,
+    }
+    coco.createIndex()
+    return coco
