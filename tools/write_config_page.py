@@ -23,7 +23,6 @@ anything else is done. `tools/write_config_page.py` writes this page from
 """
 NAMED = {
     "MODEL.COMPILE",
-    "MODEL.DEVICE",
     "MODEL.DETR.TWO_STAGE",
     "MODEL.DETR.VARIANT",
     "MODEL.META_ARCHITECTURE",

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import yaml
 from tabulate import tabulate
 
 from ..errors import UserError
@@ -11,7 +10,7 @@ from ..evaluation.metrics_file import read_metrics
 from ..tables import write_csv
 from ..tasks.task import Task
 from .output import COLOURS, new_figure, save_figure
-from .runs import task_of_run
+from .runs import config_of_run, task_of_run
 
 IGNORED = ("OUTPUT_DIR", "VERSION")
 
@@ -101,7 +100,7 @@ def draw(runs: dict[str, list[dict]], metric: str, path: Path) -> None:
 def differences(folders: dict[str, Path]) -> str:
     """Lists the keys of config.yaml that are not the same in all runs, as a table."""
     configs = {
-        name: flatten(yaml.safe_load((folder / "config.yaml").read_text()))
+        name: flatten(config_of_run(folder))
         for name, folder in folders.items()
         if (folder / "config.yaml").is_file()
     }

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
-from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
 
+from ..config.yaml_file import YamlError, load_mapping
 from ..errors import UserError
 from ..evaluation.metrics_file import read_metrics
-from ..modeling.meta_arch import task_of
 from ..tasks.boxes import BOXES
 from ..tasks.task import Task
 
@@ -88,7 +87,7 @@ def read_folder(folder: Path, label: str) -> Run:
     found = {record["iteration"] + 1: record[metric] for record in metrics if metric in record}
     if not found:
         raise RunsError(f"{folder}/metrics.json has no {metric}: nothing was evaluated there yet")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = config_of_run(folder)
     last = config["SOLVER"]["MAX_ITER"]  # the evaluation after training is written one later
     ap = {min(iteration, last): value for iteration, value in found.items()}
     times = [record["time"] for record in metrics if "time" in record]
@@ -98,7 +97,7 @@ def read_folder(folder: Path, label: str) -> Run:
         ap=ap,
         num_groups=config["MODEL"]["DETR"]["NUM_GROUPS"],
         epoch_iters=next(
-            ((r["iteration"] + 1) / r["epoch"] for r in metrics if "epoch" in r), None
+            ((r["iteration"] + 1) / r["epoch"] for r in metrics if r.get("epoch")), None
         ),
         seconds=float(np.median(times)) if times else None,
     )
@@ -106,8 +105,33 @@ def read_folder(folder: Path, label: str) -> Run:
 
 def task_of_run(folder: Path) -> Task:
     """The task of the model that was trained in a folder; boxes where it has no config.yaml."""
-    file = folder / "config.yaml"
-    return task_of(CfgNode(yaml.safe_load(file.read_text()))) if file.is_file() else BOXES
+    if not (folder / "config.yaml").is_file():
+        return BOXES
+    architecture = META_ARCH_REGISTRY.get(config_of_run(folder)["MODEL"]["META_ARCHITECTURE"])
+    return architecture.task
+
+
+def config_of_run(folder: Path) -> dict:
+    """Reads the configuration that a run left in its folder.
+
+    Raises:
+        RunsError: naming the file: it is no configuration of this package.
+    """
+    path = folder / "config.yaml"
+    try:
+        config = load_mapping(path)
+    except YamlError as error:
+        raise RunsError(str(error)) from error
+    known = [name for name, cls in META_ARCH_REGISTRY if getattr(cls, "task", None)]
+    try:
+        model, last = config["MODEL"], config["SOLVER"]["MAX_ITER"]
+        numbers = (config["SEED"], last, model["DETR"]["NUM_GROUPS"])
+        is_ours = model["META_ARCHITECTURE"] in known
+    except (KeyError, TypeError):
+        is_ours = False
+    if not is_ours or not all(isinstance(x, int) for x in numbers):
+        raise RunsError(f"{path} is no configuration of a training of this package")
+    return config
 
 
 def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:

@@ -1,5 +1,6 @@
 """Loading of checkpoints: group-aware, and never silent about what did not fit."""
 
+import http.client
 import logging
 import os
 from pathlib import Path
@@ -54,9 +55,17 @@ class GroupCheckpointer(DetectionCheckpointer):
         if not path:
             logger.warning("MODEL.WEIGHTS is empty: the whole model starts from random weights")
         if path and "://" not in path and not os.path.isfile(path):
-            raise CheckpointError(f"the checkpoint {path} (MODEL.WEIGHTS) does not exist")
+            what = "is a folder" if os.path.isdir(path) else "does not exist"
+            raise CheckpointError(f"the checkpoint {path} (MODEL.WEIGHTS) {what}")
         try:
             return super().load(path, checkpointables)
+        except (OSError, http.client.HTTPException) as error:
+            if "://" not in path:
+                raise
+            raise CheckpointError(
+                f"MODEL.WEIGHTS {path} cannot be reached ({error}): download it on a machine with "
+                "a network, and give the path of the file"
+            ) from error
         finally:
             self._parsed_url_during_load = None  # Detectron2 keeps it after an error
 

@@ -8,6 +8,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..groups import QueryGroups, resize_query_bank
 from ..layers.per_group import PerGroup
 from ..modeling.queries import QueryBank
@@ -111,7 +112,7 @@ def _fit_bank(state_dict: dict[str, Tensor], name: str, bank: QueryBank) -> list
     num_groups, num_queries = torch.as_tensor(shape).tolist()
     try:
         old = QueryGroups(num_queries, num_groups)
-    except ValueError:
+    except UserError:
         return []
     if len(weight) != old.bank_size:
         return []

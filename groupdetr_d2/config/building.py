@@ -124,8 +124,8 @@ def _check_pairs(opts: list) -> None:
         )
     if len(opts) % 2:
         raise ConfigError(
-            f"the command line: {opts[-1]} stands alone; overrides are pairs, KEY VALUE, and "
-            "options such as --resume come before them"
+            f"the command line: {opts[-1]} stands alone; options such as --resume come before "
+            "KEY VALUE pairs"
         )
 
 

@@ -17,14 +17,18 @@ class ChoiceError(UserError):
     """A key has a value that is none of its words; the message lists them."""
 
 
-def _devices(cfg: CfgNode) -> Words:
-    """The devices of this machine; torch's own errors come late, and do not name the key."""
+def check_device(key: str, device: str) -> None:
+    """Checks that a device is one of this machine: torch's own errors come late.
+
+    Raises:
+        ChoiceError: naming the key or argument, and what it can be.
+    """
     try:
-        device = torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError:
-        return ("cpu", "cuda", "cuda:1 and so on")
-    is_here = device.type != "cuda" or torch.cuda.is_available()
-    return (cfg.MODEL.DEVICE,) if is_here else ("cpu", "nothing else: PyTorch finds no GPU here")
+        is_here = torch.device(device).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError as error:
+        raise ChoiceError(f"{key} is {device!r}; it can be cpu, cuda, cuda:1 and so on") from error
+    if not is_here:
+        raise ChoiceError(f"{key} is {device!r}, and PyTorch finds no GPU here; it can be cpu")
 
 
 def _variants(cfg: CfgNode) -> Words:
@@ -53,7 +57,6 @@ def _compilers(cfg: CfgNode) -> Words:
 
 
 CHOICES: dict[str, Words | Callable[[CfgNode], Words]] = {
-    "MODEL.DEVICE": _devices,
     "MODEL.META_ARCHITECTURE": _meta_architectures,
     "MODEL.BACKBONE.NAME": _backbones,
     "MODEL.COMPILE": _compilers,
@@ -85,6 +88,7 @@ def check_choices(cfg: CfgNode) -> None:
         ChoiceError: naming the key, its value and the words that it can be, or the key that is
             missing.
     """
+    check_device("MODEL.DEVICE", value_of(cfg, "MODEL.DEVICE"))
     for key, words in CHOICES.items():
         value = value_of(cfg, key)
         allowed = words(cfg) if callable(words) else words

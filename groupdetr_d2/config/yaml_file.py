@@ -31,6 +31,7 @@ def check_yaml(path: str, above: tuple[str, ...] = ()) -> dict:
     if real in above:
         raise YamlError(f"{path} is based on itself ({BASE})")
     content = load_mapping(path)
+    check_keys(path, content)
     bases = content.get(BASE, [])
     for base in bases if isinstance(bases, list) else [bases]:
         check_yaml(base_path(path, base), (*above, real))
@@ -66,18 +67,28 @@ def count_values(path: str | Path, value: Any, count: int = 0) -> int:
     """Counts values where they are used: anchors may stand for billions of them.
 
     Raises:
-        YamlError: there are too many, or a key is no text.
+        YamlError: there are too many.
     """
     count += 1
     if count > MOST_VALUES:
         raise YamlError(f"{path} stands for more than {MOST_VALUES} values: it is no configuration")
-    for key in value if isinstance(value, dict) else ():
-        if not isinstance(key, str):
-            raise YamlError(f"{path} has the key {key!r}: keys are texts")
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for part in parts:
         count = count_values(path, part, count)
     return count
+
+
+def check_keys(path: str | Path, value: Any) -> None:
+    """Checks that the keys of a configuration are texts.
+
+    Raises:
+        YamlError: one is not.
+    """
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if not isinstance(key, str):
+                raise YamlError(f"{path} has the key {key!r}: keys are texts")
+            check_keys(path, part)
 
 
 def base_path(path: str, base: Any) -> str:

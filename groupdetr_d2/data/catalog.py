@@ -65,6 +65,9 @@ def columns_of_set(name: str) -> CocoColumns:
     json_file = json_file_of(name)
     if json_file is None:
         return _columns_of_dicts(name)
+    prepare = MetadataCatalog.get(name).get("prepare")
+    if prepare is not None:  # a generated set
+        prepare()
     check_json_file(name, json_file)
     columns = read_columns(json_file)
     metadata = MetadataCatalog.get(name)

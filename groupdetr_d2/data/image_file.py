@@ -1,5 +1,10 @@
 """Reading image files."""
 
+import functools
+import logging
+import os
+import stat
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +14,9 @@ from PIL import Image
 
 from ..errors import UserError
 
+logger = logging.getLogger(__name__)
+PIXEL_LIMIT = "GROUPDETR_MAX_PIXELS"  # an environment variable
+Image.MAX_IMAGE_PIXELS = int(os.getenv(PIXEL_LIMIT, Image.MAX_IMAGE_PIXELS or 0)) or None
 ORIENTATION = 0x0112  # the EXIF tag, and what turns a picture with it upright
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -21,6 +29,8 @@ TURNS = {
 }
 ROTATED = {5, 6, 7, 8}  # orientations that exchange width and height
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+# of images that a folder's own search passes over; given by name they are read if Pillow can
+PASSED_OVER = {".jfif", ".gif", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", ".tga", ".dcm"}
 
 
 class ImageReadError(UserError):
@@ -35,6 +45,11 @@ def read_bgr(path: str | Path) -> np.ndarray:
     """
     try:
         return read_array(path, "BGR")
+    except Image.DecompressionBombError as error:
+        raise ImageReadError(
+            f"image {path} cannot be read: {error}. If it is yours, the environment variable "
+            f"{PIXEL_LIMIT} allows more pixels"
+        ) from error
     except Exception as error:  # an image library can raise anything
         raise ImageReadError(f"image {path} cannot be read: {error}") from error
 
@@ -42,18 +57,20 @@ def read_bgr(path: str | Path) -> np.ndarray:
 def read_array(path: str | Path, image_format: str) -> np.ndarray:
     """Reads an image file of any mode and bit depth as (H, W, 3) uint8.
 
-    It is turned as its EXIF tag says, transparency is dropped, and of values above 255 the highest
-    eight of sixteen bits are taken: Pillow's own conversion makes them all white.
+    It is turned as its EXIF tag says, transparency is dropped, numbers are made bytes by
+    :func:`eight_bits`, and of several pages or frames the first is taken, which the log says.
 
     Args:
         image_format: RGB or BGR.
     """
+    check_is_regular(path)
     with Path(path).open("rb") as file, Image.open(file) as image:
         image.load()
+        _say_pages(str(path), getattr(image, "n_frames", 1))
         orientation = orientation_of(image)
         picture: Image.Image = image
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            picture = Image.fromarray(_eight_bits(np.asarray(image)))
+            picture = Image.fromarray(eight_bits(np.asarray(image)))
         method = TURNS.get(orientation)
         turned = picture if method is None else picture.transpose(method)
         return convert_PIL_to_numpy(turned, image_format)
@@ -72,12 +89,81 @@ def channels_first(image: np.ndarray) -> torch.Tensor:
     return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    divisor = 256 if values.max(initial=0) > 255 else 1
-    return np.clip(values // divisor, 0, 255).astype(np.uint8)
+def check_is_regular(path: str | Path) -> None:
+    """Checks that a path is a file: opening a pipe would wait for a writer.
+
+    Raises:
+        OSError: it is a folder, a pipe, a socket, a link to itself, or nothing.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode):
+        return
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    raise OSError(f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, no file")
+
+
+@functools.lru_cache(maxsize=1024)
+def _say_pages(path: str, number: int) -> None:
+    if number > 1:
+        logger.warning("image %s has %d pages or frames: the first is used", path, number)
+
+
+def eight_bits(values: np.ndarray) -> np.ndarray:
+    """Makes bytes of numbers of any range, by one rule.
+
+    Bytes stay as they are. Numbers of other types that lie within 0 and 255 are rounded, floats
+    that lie within 0 and 1 are multiplied by 255 first. Any other range, as that of thermal or
+    X-ray pictures, is stretched from its smallest to its largest finite number over 0 to 255.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == bool:
+        return values.astype(np.uint8) * 255
+    numbers = values.astype(np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    if np.issubdtype(values.dtype, np.floating) and low >= 0 and high <= 1:
+        numbers = numbers * 255
+    elif low < 0 or high > 255:
+        numbers = (numbers - low) * (255 / max(high - low, np.finfo(np.float64).tiny))
+    return np.clip(np.nan_to_num(np.round(numbers), nan=0, posinf=255, neginf=0), 0, 255).astype(
+        np.uint8
+    )
+
+
+def as_bgr(image: np.ndarray) -> np.ndarray:
+    """Makes (H, W, 3) uint8 of an array: grey (H, W) or (H, W, 1), BGR or BGRA, of any type.
+
+    Raises:
+        ImageReadError: naming its shape and type.
+    """
+    is_number = image.dtype == bool or np.issubdtype(image.dtype, np.number)
+    is_real = is_number and not np.issubdtype(image.dtype, np.complexfloating)
+    grey = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1)
+    has_colour = image.ndim == 3 and image.shape[2] in (3, 4)
+    if not is_real or not image.size or not (grey or has_colour):
+        raise ImageReadError(
+            f"an array of shape {image.shape} and type {image.dtype} is no image: it has to be "
+            "(height, width), (height, width, 3) BGR or (height, width, 4) BGRA, of numbers"
+        )
+    values = eight_bits(image)
+    if grey:
+        return np.ascontiguousarray(np.repeat(values.reshape(*values.shape[:2], 1), 3, axis=2))
+    return np.ascontiguousarray(values[..., :3])
 
 
 def find_image_files(folder: Path, *, deep: bool = True) -> list[Path]:
     """Finds the images of a folder, and if `deep` of its subfolders, ordered by name."""
     found = folder.rglob("*") if deep else folder.iterdir()
     return sorted(p for p in found if p.suffix.lower() in SUFFIXES)
+
+
+def passed_over(folder: Path) -> str:
+    """Says what a search of a folder's own images leaves out; empty if that is nothing."""
+    entries = list(folder.iterdir())
+    kinds = Counter(p.suffix.lower() for p in entries if p.suffix.lower() in PASSED_OVER)
+    parts = [f"{count} {suffix}" for suffix, count in sorted(kinds.items())]
+    folders = sum(p.is_dir() for p in entries)
+    if folders:
+        parts.append(f"{folders} folders ('{folder}/**/*.jpg' looks into them)")
+    return f"{folder}: passed over {', '.join(parts)}" if parts else ""

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -53,9 +54,9 @@ SPECS = {
 
 
 def register_shapes(cfg) -> None:
-    """Generates `shapes_train` and `shapes_val` where they are used and not in the cache yet.
+    """Registers `shapes_train` and `shapes_val` as DATASETS.SHAPES says, where they are used.
 
-    With other DATASETS.SHAPES than those that are registered, they are registered anew.
+    They are generated when they are read, unless they are in the cache.
     """
     shapes = cfg.DATASETS.SHAPES
     numbers = {"shapes_train": shapes.NUM_TRAIN, "shapes_val": shapes.NUM_VAL}
@@ -68,7 +69,6 @@ def register_shapes(cfg) -> None:
             image_size=shapes.IMAGE_SIZE,
             max_objects=shapes.MAX_OBJECTS,
         )
-        generate_shapes(spec, shapes_root())
         register_spec(name, spec)
 
 
@@ -98,8 +98,13 @@ def register_spec(name: str, spec: ShapesSpec) -> None:
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="coco", is_generated=True
-    ).set(thing_classes=list(CLASSES))
+        json_file=json_file,
+        image_root=image_root,
+        evaluator_type="coco",
+        thing_classes=list(CLASSES),
+        is_generated=True,
+        prepare=partial(generate_shapes, spec, root),
+    )
 
 
 def generate_shapes(spec: ShapesSpec, root: Path) -> Path:

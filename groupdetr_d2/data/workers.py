@@ -7,11 +7,13 @@ import re
 import shutil
 import signal
 import threading
+import traceback
 
 from .image_file import ImageReadError
 
 logger = logging.getLogger(__name__)
 SHARED_MEMORY = "/dev/shm"
+LOST = (ConnectionError, EOFError, FileNotFoundError)  # of a pipe whose other end has died
 PREFETCHED = 2  # batches that every worker has ready, PyTorch's default
 REMEDY = (
     "give the container more (docker run --shm-size=8g, or --ipc=host), or set "
@@ -40,8 +42,11 @@ def _exit_when_told(parent: int) -> None:
 def explain_worker_error(error: BaseException) -> str | None:
     """Explains the death of a worker to a user; None for any other error."""
     text = str(error)
-    found = re.search(r"DataLoader worker \(pid\S* (\d[\d, ]*)\)(.*)", text, re.S)
-    if not found and not any(x in text for x in ("shm", "shared memory", "</torch_")):
+    if isinstance(error, LOST) and _is_of_loading(error):
+        text = f"DataLoader worker (pid ?) is gone: {type(error).__name__} {text}"
+    found = re.search(r"DataLoader worker \(pid\S* ([\d?][\d, ]*)\)(.*)", text, re.S)
+    is_memory = any(x in text for x in ("shm", "shared memory", "</torch_", "ancillary data"))
+    if not found and not (is_memory and isinstance(error, (RuntimeError, OSError))):
         return None
     who = f"data-loading worker {found[1]}" if found else "a data-loading worker"
     how = " ".join(found[2].split())[:150] if found else text[:150]
@@ -50,6 +55,12 @@ def explain_worker_error(error: BaseException) -> str | None:
         f"memory ran out; Bus error that {SHARED_MEMORY} is full: {_free_text()}. To mend it, "
         f"{REMEDY}. The last checkpoint is untouched: --resume goes on"
     )
+
+
+def _is_of_loading(error: BaseException) -> bool:
+    """Whether an error comes from the pipe between a worker and this process."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any("torch/utils/data" in frame.filename for frame in frames)
 
 
 def check_shared_memory(cfg, processes: int) -> None:

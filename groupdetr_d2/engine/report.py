@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from tabulate import tabulate
 
+from ..data.catalog import images_of
 from ..evaluation.drawing import draw_curves
 from ..evaluation.evaluation_report import Evaluation
 from ..evaluation.report_page import evaluation_sections, write_page
@@ -68,14 +69,15 @@ def next_commands(cfg: CfgNode, has_ended: bool = True) -> str:
     """The commands that evaluate, continue and predict, one per line."""
     folder = shlex.quote(cfg.OUTPUT_DIR)
     python = sys.executable
-    train = f"{python} train_net.py --config-file {folder}/config.yaml"
+    script = "train_net.py" if Path("train_net.py").is_file() else "-m groupdetr_d2 train"
+    train = f"{python} {script} --config-file {folder}/config.yaml"
     names = ("model_final.pth", "model_best.pth")[0 if has_ended else 1 :]
     own = [Path(cfg.OUTPUT_DIR) / name for name in names]
     found = next(filter(Path.is_file, own), cfg.MODEL.WEIGHTS)  # the latter after --eval-only
     weights = shlex.quote(str(found))
     sample = "IMAGE.jpg"
     if cfg.DATASETS.TEST:
-        sample = shlex.quote(DatasetCatalog.get(cfg.DATASETS.TEST[0])[0]["file_name"])
+        sample = shlex.quote(images_of(cfg.DATASETS.TEST[0], is_evaluated=True)[0]["file_name"])
     lines = {
         "evaluate": f"{train} --eval-only MODEL.WEIGHTS {weights}",
         "continue": f"{train} --resume SOLVER.MAX_ITER {2 * cfg.SOLVER.MAX_ITER}",

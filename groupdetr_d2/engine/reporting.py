@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import sys
+import traceback
 from collections.abc import Iterator
 
 from ..errors import UserError
@@ -19,17 +20,42 @@ def report_errors() -> Iterator[None]:
         sys.stderr.write(f"{end}\n")
         sys.exit(128 + end.number)  # as a shell counts
     except UserError as error:
-        logging.getLogger(__name__).debug("", exc_info=error)
+        write_traceback(error)
         # an error of a data-loading worker has the worker's traceback in front
         sys.exit("error: " + str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].rstrip())
-    except RuntimeError as error:
-        from ..data.workers import explain_worker_error  # heavy, and seldom needed
-
-        explanation = explain_worker_error(error)
+    except Exception as error:
+        explanation = explain(error)
         if explanation is None:
             raise
+        write_traceback(error)
         sys.exit(f"error: {explanation}")
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        sys.exit(f"error: the disk is full ({error}): free space, then go on with --resume")
+
+
+def explain(error: BaseException) -> str | None:
+    """Explains an error that an environment has caused; None for any other."""
+    from ..data.workers import explain_worker_error  # heavy, and seldom needed
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            return f"the disk is full ({cause}): free space, then go on with --resume"
+        explanation = explain_worker_error(cause)
+        if explanation is not None:
+            return explanation
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def write_traceback(error: BaseException) -> None:
+    """Writes the traceback of an error to log files alone: the terminal gets one message."""
+    terminals = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    text = "".join(traceback.format_exception(error))
+    record = logging.LogRecord(__name__, logging.DEBUG, __file__, 0, text, None, None)
+    for name in ("groupdetr_d2", "detectron2"):
+        for handler in logging.getLogger(name).handlers:
+            stream = getattr(handler, "stream", None)
+            if stream is not None and stream not in terminals:
+                with contextlib.suppress(ValueError, OSError):  # a closed file, a full disk
+                    handler.handle(record)

@@ -1,7 +1,6 @@
 """The set-up of a run: from a yaml and the command line to a checked, frozen configuration."""
 
 import logging
-import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,10 +9,12 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import ConfigError, build_config, check_choices, check_ranges
+from ..config.files import find_config
 from ..data.catalog import check_classes, images_of
 from ..data.checks import check_registered
 from ..data.custom import register_custom_datasets
 from ..data.shapes import register_shapes
+from .run_folder import check_is_new, prepare_folder
 from .schedule import settle_schedule
 
 logger = logging.getLogger(__name__)
@@ -33,9 +34,21 @@ def setup_config(args: Namespace) -> CfgNode:
         if cfg.DATASETS.CUSTOM[f"{which}_IMAGES"] and not cfg.DATASETS.CUSTOM[f"{which}_JSON"]:
             flag = which.lower()
             raise ConfigError(f"--{flag}-images is given without --{flag}-json ANNOTATIONS")
+    args.config_file = find_config(args.config_file)  # which Detectron2 opens again
+    is_eval = getattr(args, "eval_only", False)
+    if comm.is_main_process():
+        prepare_folder(cfg.OUTPUT_DIR)
+        if not is_eval and not getattr(args, "resume", False):
+            check_is_new(cfg.OUTPUT_DIR)
+    comm.synchronize()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="groupdetr_d2")
     settle_config(cfg)
-    check_registered((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    check_registered((*(() if is_eval else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST))
+    if is_eval and not cfg.DATASETS.TEST:
+        raise ConfigError(
+            "--eval-only has nothing to evaluate on: give --val-json and --val-images, or "
+            "DATASETS.TEST \"('name',)\""
+        )
     cfg.freeze()
     return cfg
 
@@ -63,10 +76,27 @@ def scheduled(cfg: CfgNode, num_images: int | None) -> CfgNode:
     cfg.defrost()
     settle_schedule(cfg, num_images)
     cfg.freeze()
-    if comm.is_main_process() and cfg.OUTPUT_DIR:
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
+    write_config(cfg)
     return cfg
+
+
+def with_seed(cfg: CfgNode, seed: int) -> CfgNode:
+    """Returns a copy with the seed that a resumed run goes on with, and writes it."""
+    if cfg.SEED == seed:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    cfg.freeze()
+    write_config(cfg)
+    return cfg
+
+
+def write_config(cfg: CfgNode) -> None:
+    """Writes `config.yaml` into the output folder, in the first process."""
+    if comm.is_main_process() and cfg.OUTPUT_DIR:
+        prepare_folder(cfg.OUTPUT_DIR)
+        Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
 
 
 def check_test_sets(cfg: CfgNode) -> None:

@@ -5,6 +5,7 @@ import os
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import torch
 from detectron2.config import CfgNode
@@ -32,10 +33,12 @@ from .freezing import freeze
 from .interruption import StopSignals
 from .progress import ProgressPrinter
 from .report import LastEvaluation, ReportHook, read_evaluation, results_file
-from .setup import check_test_sets, scheduled, settled
+from .resuming import Rates, check_resumed
+from .run_folder import check_is_new, lock_folder
+from .setup import check_test_sets, scheduled, settled, with_seed
 from .solver import amp_dtype_of, build_optimizer, clip_norm_of
 from .train_step import TrainStep
-from .training_data import build_training_loader, number_of_images
+from .training_data import build_training_loader, fingerprints_of, number_of_images
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +76,9 @@ class Trainer(DefaultTrainer):
             signals=self.signals,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.best, self.run_info, saved = Best(), RunInfo(cfg), {}
+        self.rates = Rates(optimizer)
+        self.lock: IO[str] | None = None
+        self.best, self.run_info, saved = Best(), RunInfo(cfg, fingerprints_of(cfg, loader)), {}
         self.last_evaluation: LastEvaluation | None = None
         if cfg.MODEL.EMA.ENABLED:
             self.mean = saved["mean_weights"] = MeanWeights(self.raw_model, cfg.MODEL.EMA.DECAY)
@@ -107,8 +112,31 @@ class Trainer(DefaultTrainer):
         """The number of iterations done, after a step and after the training."""
         return min(self.iter + 1, self.max_iter)
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Resumes the run of the output folder, or starts from MODEL.WEIGHTS.
+
+        Keys that differ from those of the run are applied and logged; the seed stays the run's.
+
+        Raises:
+            CheckpointError: the classes are not those of the run, or no checkpoint can be read.
+        """
+        super().resume_or_load(resume=resume)
+        if self.start_iter:
+            check_resumed(self.cfg, self.run_info)
+            self.rates.apply(self.optimizer, self.scheduler)
+            self.cfg = with_seed(self.cfg, self._trainer.seed)
+            self.run_info.config = self.cfg.dump()
+
     def train(self) -> dict | None:
-        """Runs the iterations that are left; returns the last evaluation's results, if any."""
+        """Runs the iterations that are left; returns the last evaluation's results, if any.
+
+        Raises:
+            RunFolderError: the output folder holds another run, or one is writing to it.
+        """
+        if comm.is_main_process():
+            self.lock = lock_folder(self.cfg.OUTPUT_DIR)
+            if not self.start_iter:
+                check_is_new(self.cfg.OUTPUT_DIR)
         check_shared_memory(self.cfg, comm.get_local_size())
         # the seed is that of the run that is resumed, if one is
         seed = self._trainer.seed
@@ -125,6 +153,9 @@ class Trainer(DefaultTrainer):
             logger.info("%s", end)
             if self.report_hook:
                 self.report_hook.report()
+        finally:
+            if self.lock is not None:
+                self.lock.close()
         return self.last_evaluation.results if self.last_evaluation else None
 
     def state_dict(self) -> dict:

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from torch.utils.data import DataLoader
 
-from ..data.catalog import check_classes, images_of
+from ..data.catalog import check_classes, columns_of_set, images_of
 from ..data.checks import DatasetError, check_registered
 from ..data.coco_columns import JoinedImages
 from ..data.loader import TrainingSet, build_train_loader
@@ -64,6 +64,13 @@ def whole_dicts(cfg: CfgNode) -> list[dict]:
     return get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
+
+
+def fingerprints_of(cfg: CfgNode, loader: Iterable) -> dict[str, str]:
+    """A fingerprint of each training set, by its name; none if the loader is another's."""
+    if number_of_images(loader) is None:
+        return {}
+    return {name: columns_of_set(name).fingerprint for name in cfg.DATASETS.TRAIN}
 
 
 def number_of_images(loader: Iterable) -> int | None:

@@ -13,15 +13,10 @@ from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
 from ..data.catalog import images_of
-from ..errors import UserError
 from .coco_metrics import METRICS, DetectionColumns, box_metrics, detections_counted
 
 logger = logging.getLogger(__name__)
 RESULTS = "coco_instances_results.json"
-
-
-class NonFiniteOutputError(UserError):
-    """A model's boxes or scores are not finite."""
 
 
 class BoxEvaluator(DatasetEvaluator):
@@ -44,21 +39,11 @@ class BoxEvaluator(DatasetEvaluator):
         self.found = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Takes in the detections on some images.
-
-        Raises:
-            NonFiniteOutputError: a box or a score is not finite.
-        """
+        """Takes in the detections on some images."""
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
             boxes = instances.pred_boxes.tensor.double().numpy()
             scores = instances.scores.double().numpy()
-            if not np.isfinite(boxes).all() or not np.isfinite(scores).all():
-                name = image.get("file_name", image["image_id"])
-                raise NonFiniteOutputError(
-                    f"the model's outputs on {name} are not finite: its weights are NaN or too "
-                    "large. An earlier checkpoint may be sound; a lower SOLVER.BASE_LR helps"
-                )
             corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
             place = np.full(len(boxes), self.places[image["image_id"]])
             self.found.append((place, instances.pred_classes.numpy(), corners, scores))

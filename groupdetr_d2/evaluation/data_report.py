@@ -16,6 +16,7 @@ from ..data.coco_rules import plain
 from ..data.image_file import ImageReadError, read_bgr
 from ..data.inspection import Inspection, inspect_coco
 from ..data.yolo import convert_yolo
+from ..errors import UserError
 from .drawing import draw_boxes, draw_tile, sheet
 
 SHEET_IMAGES = 12
@@ -37,15 +38,21 @@ def check(name: str, json_file: str, image_root: str, args: argparse.Namespace) 
     """Inspects one set; prints, and writes a report and a sheet of pictures."""
     found = inspect_coco(json_file, image_root, num_queries=args.num_queries, decode=not args.fast)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written to ({error.strerror})") from error
     report = {"findings": [asdict(f) for f in found.findings], "numbers": found.numbers}
-    (out / f"{name}_report.json").write_text(json.dumps(report, indent=1))
+    (out / f"{name}_report.json").write_text(json.dumps(report, indent=1, allow_nan=False))
     sys.stdout.write(f"{json_file}\n{format_numbers(found.numbers)}")
     for finding in found.findings:
         sys.stdout.write(f"{finding}\n")
     picture = out / f"{name}_sheet.jpg"
-    if found.columns is not None and draw_sheet(found.columns, image_root, picture):
-        sys.stdout.write(f"pictures: {picture}\n")
+    try:
+        if found.columns is not None and draw_sheet(found.columns, image_root, picture):
+            sys.stdout.write(f"pictures: {picture}\n")
+    except Exception as error:  # the findings are what matters
+        sys.stdout.write(f"pictures cannot be drawn: {error!r}\n")
     verdict = "errors: mend them before training" if found.has_errors else "no errors"
     sys.stdout.write(f"{verdict} (everything in {out}/{name}_report.json)\n")
     return found

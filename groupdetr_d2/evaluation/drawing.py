@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from .lettering import put_text
 from .metrics_file import read_metrics
 
-FONT = cv2.FONT_HERSHEY_SIMPLEX
 TILE_SIDE, TITLE_HEIGHT = 320, 20
 
 
@@ -34,8 +34,7 @@ def draw_boxes(
         colour = class_colour(int(category))
         cv2.rectangle(image, (x0, y0), (x1, y1), colour, max(1, round(2 * size)))
         text = names[int(category)] + ("" if scores is None else f" {scores[i]:.2f}")
-        for thickness, ink in ((3, (0, 0, 0)), (1, colour)):
-            cv2.putText(image, text, (x0, max(9, y0 - 2)), FONT, size, ink, thickness, cv2.LINE_AA)
+        put_text(image, text, (x0, max(9, y0 - 2)), size, colour, outlined=True)
     return image
 
 
@@ -49,12 +48,12 @@ def draw_tile(
         draw: draws on the scaled image, and returns it.
     """
     scale = TILE_SIDE / max(image.shape[:2])
-    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    height, width = (max(1, round(n * scale)) for n in image.shape[:2])
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     below, right = TILE_SIDE - image.shape[0], TILE_SIDE - image.shape[1]
     drawn = draw(image)
     drawn = cv2.copyMakeBorder(drawn, TITLE_HEIGHT, below, 0, right, cv2.BORDER_CONSTANT)
-    white = (255, 255, 255)
-    return cv2.putText(drawn, title, (4, TITLE_HEIGHT - 6), FONT, 0.45, white, 1, cv2.LINE_AA)
+    return put_text(drawn, title, (4, TITLE_HEIGHT - 6), 0.45, (255, 255, 255))
 
 
 def sheet(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from .detection_curves import (
     mistakes_of,
 )
 from .drawing import draw_tile, sheet
+from .lettering import drawable, use_fonts_in_figures
 from .report_figures import draw_confusion, draw_f1, draw_precision_recall
 
 SHOWN_IMAGES = 8
@@ -50,8 +51,9 @@ def write_evaluation(evaluation: Evaluation, metrics: dict, folder: Path, draw: 
         draw: draws instances on an image, see :class:`groupdetr_d2.tasks.task.Task`.
     """
     rows = per_class_rows(evaluation, metrics)
+    use_fonts_in_figures(tuple(evaluation.names))
     write_csv(folder / "per_class.csv", rows)
-    by_class, names = evaluation.by_class, evaluation.names
+    by_class, names = evaluation.by_class, [drawable(name) for name in evaluation.names]
     matrix = confusion_matrix(evaluation.images, len(names), evaluation.threshold)
     figures = {
         "pr_curve": draw_precision_recall(by_class, names),

@@ -5,13 +5,20 @@ from pathlib import Path
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """Reads the records of a run's metrics.json; later attempts replace earlier ones."""
+    """Reads the records of a run's metrics.json; later attempts replace earlier ones.
+
+    Half a line, which a killed training leaves, and what is no record of numbers is passed over.
+    """
     by_iteration: dict[int, dict] = {}
     path = folder / "metrics.json"
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:  # half a line: the training was killed, or is writing it
+        except (ValueError, RecursionError):
             continue
-        by_iteration.setdefault(record["iteration"], {}).update(record)
+        iteration = record.get("iteration") if isinstance(record, dict) else None
+        if isinstance(iteration, int) and not isinstance(iteration, bool):
+            numbers = {k: x for k, x in record.items() if isinstance(x, (int, float))}
+            by_iteration.setdefault(iteration, {}).update(numbers)
     return [by_iteration[i] for i in sorted(by_iteration)]

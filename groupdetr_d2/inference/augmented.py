@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..data.image_file import channels_first
+from ..data.resize import ResizeShortestSide
 from ..errors import UserError
 from ..modeling.meta_arch import SetPredictor
 
@@ -43,7 +43,7 @@ class AugmentedModel(nn.Module):
                 f"{model.task.kind} has no test-time augmentation: set TEST.AUG.ENABLED False"
             )
         self.model, self.merge, self.flip_back = model, merge or model.task.merge, model.task.flip
-        self.resizes = [ResizeShortestEdge(size, max_size) for size in min_sizes]
+        self.resizes = [ResizeShortestSide(size, max_size) for size in min_sizes]
         self.flips = (False, True) if flip else (False,)
 
     @property
@@ -62,7 +62,7 @@ class AugmentedModel(nn.Module):
         return self.merge(views, self.detections_per_image)
 
     def _detect_in_view(
-        self, image: Tensor, resize: ResizeShortestEdge, is_flipped: bool, x: dict
+        self, image: Tensor, resize: ResizeShortestSide, is_flipped: bool, x: dict
     ) -> Instances:
         """Detects in one view; returns detections in the original image's pixels."""
         array = image.permute(1, 2, 0).cpu().numpy()

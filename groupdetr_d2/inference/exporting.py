@@ -14,6 +14,7 @@ from ..checkpoint.restoring import restore
 from ..checkpoint.structure import check_filled
 from ..config import build_config
 from ..data.image_file import channels_first, read_bgr
+from ..data.resize import ResizeShortestSide
 from ..modeling.meta_arch import SetPredictor
 from .onnx_export import compare_with_onnx, export_onnx
 from .prediction import list_images
@@ -79,6 +80,6 @@ def inputs_to_compare(args: argparse.Namespace, size: tuple[int, int], image_for
         if args.static:
             image = T.ResizeTransform(*image.shape[:2], height, width).apply_image(image)
         else:
-            resize = T.ResizeShortestEdge(min(size), max(size))
+            resize = ResizeShortestSide(min(size), max(size))
             image = resize.get_transform(image).apply_image(image)
         yield path.name, channels_first(image)[None].float().numpy()

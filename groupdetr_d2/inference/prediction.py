@@ -2,47 +2,141 @@
 
 import argparse
 import csv
+import errno
 import glob
+import io
 import json
+import math
+import os
+import signal
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
+from ..config.choices import check_device
 from ..data.coco_file import read_json
-from ..data.image_file import SUFFIXES, ImageReadError, find_image_files
+from ..data.coco_rules import read_table
+from ..data.image_file import SUFFIXES, find_image_files, passed_over
 from ..data.video import VIDEO_SUFFIXES, VideoWriter, read_frames
 from ..errors import UserError
 from ..tasks.task import Task
-from .predictor import Predictor
+from .predictor import Predictor, write_whole
+
+
+@dataclass(frozen=True)
+class CocoIds:
+    """The ids of images, by the names of their files, and of classes, by their names."""
+
+    json_file: str
+    images: dict[str, int | str]
+    classes: dict[str, int | str]
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Detects on all files that the arguments name; returns 1 if some cannot be read."""
+    """Detects on all files that the arguments name.
+
+    Pictures are written as it goes, tables when it ends, however that is.
+
+    Returns:
+        1 if some files could not be read or written, 128 + the signal if one ended the work.
+    """
     files = list_files(args.images)
+    check_arguments(args)
     opts = [*(("MODEL.DEVICE", args.device) if args.device else ()), *args.opts]
-    predictor = Predictor(args.weights, threshold=args.threshold, opts=opts)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     paths = {} if args.no_pictures else output_paths(files, out)
-    results, failed = [], 0
-    for file in tqdm(files, unit="file", disable=not sys.stderr.isatty()):
-        try:
-            results += detect(predictor, file, None if args.no_pictures else paths[file])
-        except ImageReadError as error:
-            failed += 1
-            sys.stderr.write(f"error: {error}\n")
-    write_results(results, out, predictor.threshold, predictor.task)
-    if args.coco_json:
-        write_coco_results(results, args.coco_json, out / "coco_results.json", predictor.task)
-    written = "detections.json, detections.csv" + (", coco_results.json" if args.coco_json else "")
-    sys.stdout.write(
-        f"{len(files) - failed} of {len(files)} files, {sum(len(r['objects']) for r in results)} "
+    ids = read_coco_ids(args.coco_json) if args.coco_json else None
+    predictor = Predictor(args.weights, threshold=args.threshold, opts=opts)
+    results: list[dict] = []
+    with EndOfWork() as end:
+        done = 0
+        for file in tqdm(files, unit="file", disable=not sys.stderr.isatty()):
+            end.failed += 1
+            try:
+                results += detect(predictor, file, None if args.no_pictures else paths[file])
+            except UserError as error:
+                say(f"error: {error}", sys.stderr)
+                continue
+            end.failed, done = end.failed - 1, done + 1
+    try:
+        write_results(results, out, predictor.threshold, predictor.task)
+        if ids is not None:
+            write_coco_results(results, ids, out / "coco_results.json", predictor.task)
+    except OSError as error:
+        raise UserError(f"the results cannot be written to {out} ({error})") from error
+    written = "detections.json, detections.csv" + (", coco_results.json" if ids else "")
+    say(
+        f"{done} of {len(files)} files, {sum(len(r['objects']) for r in results)} "
         f"objects with a score of at least {predictor.threshold:.2f}: {out} holds {written}"
-        f"{'' if args.no_pictures else ' and the pictures'}\n"
+        f"{'' if args.no_pictures else ' and the pictures'}"
     )
-    return int(failed > 0)
+    return end.exit_code
+
+
+class EndOfWork:
+    """A context in which Ctrl-C, SIGTERM and a full disk end the work, and what is done is kept.
+
+    Attributes:
+        failed: files that could not be read or written.
+    """
+
+    def __init__(self) -> None:
+        self.failed, self.signal = 0, 0
+
+    def __enter__(self) -> "EndOfWork":
+        self._previous = signal.signal(signal.SIGTERM, self._stop)
+        return self
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.signal = number
+        raise KeyboardInterrupt
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
+        signal.signal(signal.SIGTERM, self._previous)
+        if isinstance(error, KeyboardInterrupt):
+            self.signal = self.signal or signal.SIGINT
+            say("stopped; what is done is written", sys.stderr)
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            say("error: the disk is full; what is done is written as far as it fits", sys.stderr)
+        else:
+            return False
+        return True
+
+    @property
+    def exit_code(self) -> int:
+        """0 if everything was done."""
+        return 128 + self.signal if self.signal else int(self.failed > 0)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Writes a line; what the terminal's encoding lacks, such as half a letter, is escaped."""
+    stream = stream or sys.stdout
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Checks threshold and output folder before the model is built.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    if args.threshold is not None and not math.isfinite(args.threshold):
+        raise UserError(f"--threshold is {args.threshold}; it can be 0 to 1")
+    if args.device:
+        check_device("--device", args.device)
+    out = Path(args.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written to ({error.strerror})") from error
 
 
 def list_files(paths: list[str]) -> list[Path]:
@@ -56,7 +150,10 @@ def list_files(paths: list[str]) -> list[Path]:
         if Path(path).is_dir():
             videos = [p for p in Path(path).iterdir() if p.suffix.lower() in VIDEO_SUFFIXES]
             own = sorted([*find_image_files(Path(path), deep=False), *videos])
-        elif Path(path).exists():
+            rest = passed_over(Path(path))
+            if rest:
+                say(rest, sys.stderr)
+        elif os.path.lexists(path):  # a link to nothing is named when it is its turn
             own = [Path(path)]
         else:
             known = SUFFIXES | VIDEO_SUFFIXES
@@ -81,11 +178,11 @@ def detect(predictor: Predictor, file: Path, out: Path | None) -> list[dict]:
     if out:
         detections.save(out)
     objects = detections.records()
-    sys.stdout.write(f"{file}: {len(objects)} objects\n")
+    say(f"{file}: {len(objects)} objects")
     for x in objects:
         flat = predictor.task.flat_record(x)
         place = " ".join(f"{flat[name]:.1f}" for name in predictor.task.columns[2:])
-        sys.stdout.write(f"  {x['class']} {x['score']:.3f} [{place}]\n")
+        say(f"  {x['class']} {x['score']:.3f} [{place}]")
     return [{"file": str(file), "objects": objects}]
 
 
@@ -98,7 +195,7 @@ def detect_on_video(predictor: Predictor, file: Path, out: Path | None) -> Itera
             detections = predictor(frame)
             writer.add(detections.draw() if out else frame)
             yield {"file": str(file), "frame": i, "objects": detections.records()}
-    sys.stdout.write(f"{file}: {i + 1} frames\n")
+    say(f"{file}: {i + 1} frames")
 
 
 def picture_name(file: Path) -> str:
@@ -126,37 +223,61 @@ def output_paths(files: list[Path], out: Path) -> dict[Path, Path]:
 
 
 def write_results(results: list[dict], out: Path, threshold: float, task: Task) -> None:
-    """Writes `detections.json`, and `detections.csv` with one line per object."""
+    """Writes `detections.json`, and `detections.csv` with one line per object, each whole."""
     content = {"threshold": threshold, "results": results}
-    (out / "detections.json").write_text(json.dumps(content, indent=1))
-    with (out / "detections.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "frame", *task.columns])
-        for result in results:
-            for x in result["objects"]:
-                row = {**task.flat_record(x), "score": f"{x['score']:.4f}"}
-                writer.writerow([result["file"], result.get("frame", ""), *row.values()])
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["file", "frame", *task.columns])
+    for result in results:
+        for x in result["objects"]:
+            row = {**task.flat_record(x), "score": f"{x['score']:.4f}"}
+            writer.writerow([result["file"], result.get("frame", ""), *row.values()])
+    write_whole(out / "detections.csv", table.getvalue().encode("utf-8", "backslashreplace"))
+    write_whole(out / "detections.json", json.dumps(content, indent=1, allow_nan=False).encode())
 
 
-def write_coco_results(results: Iterable[dict], json_file: str, path: Path, task: Task) -> None:
+def read_coco_ids(json_file: str) -> CocoIds:
+    """Reads the ids of images and classes from an annotation file; it needs no annotations.
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    content = read_json(json_file)
+    is_whole = isinstance(content, dict) and all(
+        isinstance(content.get(key), list) for key in ("images", "categories")
+    )
+    if not is_whole:
+        raise UserError(f"{json_file} has no lists images and categories")
+    lists = {"images": content["images"], "categories": content["categories"], "annotations": []}
+    for image in lists["images"]:
+        if isinstance(image, dict):  # sizes are not needed here
+            image.update(width=1, height=1)
+    table, findings = read_table(lists)
+    for finding in findings:
+        raise UserError(f"{json_file}: {finding.message()}")
+    names = [Path(name).name for name in table.column("images", "file_name")]
+    images = dict(zip(names, table.column("images", "id"), strict=True))
+    if len(images) < len(names):
+        raise UserError(f"{json_file}: images in different folders share a name, which tells no id")
+    categories = table.columns["categories"]
+    classes = dict(zip(categories["name"], categories["id"], strict=True))
+    return CocoIds(json_file, images, classes)
+
+
+def write_coco_results(results: Iterable[dict], ids: CocoIds, path: Path, task: Task) -> None:
     """Writes results in COCO's format, with the ids of an annotation file.
 
     Raises:
         UserError: an image or a class is not in that file.
     """
-    content = read_json(json_file)
-    images = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
-    if len(images) < len(content["images"]):
-        raise UserError(f"{json_file}: images in different folders share a name, which tells no id")
-    categories = {c["name"]: c["id"] for c in content["categories"]}
     records = []
     for result in results:
         name = Path(result["file"]).name
-        if name not in images:
-            raise UserError(f"{name} is none of the images of {json_file}")
+        if name not in ids.images:
+            raise UserError(f"{name} is none of the images of {ids.json_file}")
         for x in result["objects"]:
-            if x["class"] not in categories:
-                raise UserError(f"{json_file} has no category {x['class']!r}")
-            place = {"image_id": images[name], "category_id": categories[x["class"]]}
+            if x["class"] not in ids.classes:
+                raise UserError(f"{ids.json_file} has no category {x['class']!r}")
+            place = {"image_id": ids.images[name], "category_id": ids.classes[x["class"]]}
             records.append({**place, **task.coco_record(x), "score": x["score"]})
-    path.write_text(json.dumps(records))
+    write_whole(path, json.dumps(records, allow_nan=False).encode())

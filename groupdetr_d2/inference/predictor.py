@@ -1,16 +1,19 @@
 """The predictor: a checkpoint and an image in, detections and a picture out."""
 
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import cv2
 import numpy as np
 import torch
-from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
 from ..checkpoint.restoring import restore
-from ..data.image_file import channels_first, read_bgr
+from ..data.image_file import ImageReadError, as_bgr, channels_first, read_bgr
+from ..data.resize import ResizeShortestSide
 from ..errors import UserError
 from ..modeling.meta_arch import task_of
 from ..tasks.task import Task
@@ -42,14 +45,27 @@ class Detections:
 
         Raises:
             UserError: no picture can be written under that name.
+            OSError: the disk is full, or there is no permission.
         """
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
-            is_written = cv2.imwrite(str(path), self.draw())
+            is_encoded, content = cv2.imencode(Path(path).suffix, self.draw())
         except cv2.error:
-            is_written = False
-        if not is_written:
+            is_encoded = False
+        if not is_encoded:
             raise UserError(f"{path} cannot be written: is it a name such as seen.jpg?")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(path), content.tobytes())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file under another name first, so that it is whole or not there."""
+    unfinished = path.with_name(f".{path.name[-200:]}.unfinished")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 class Predictor:
@@ -70,39 +86,56 @@ class Predictor:
         self, weights: str | Path, *, threshold: float | None = None, opts: list | None = None
     ):
         restored = restore(weights, opts or [])
-        known = restored.threshold if threshold is None else threshold
+        known = restored.threshold if threshold is None else check_threshold(threshold)
         self.threshold = DEFAULT_THRESHOLD if known is None else known
         self.cfg, self.model, self.names = restored.cfg, restored.model, restored.classes
         self.task = task_of(self.cfg)
         self.detector = build_evaluated_model(self.cfg, self.model).eval()
         sizes = (self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
-        self.resize = T.ResizeShortestEdge(*sizes)
+        self.resize = ResizeShortestSide(*sizes)
 
-    @torch.no_grad()
+    @overload
     def __call__(
         self,
         image: str | Path | np.ndarray,
         *,
         threshold: float | None = None,
         group: int | None = None,
-    ) -> Detections:
-        """Detects on a file or a (H, W, 3) BGR array.
+    ) -> Detections: ...
+    @overload
+    def __call__(
+        self, image: list, *, threshold: float | None = None, group: int | None = None
+    ) -> list[Detections]: ...
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: str | Path | np.ndarray | list,
+        *,
+        threshold: float | None = None,
+        group: int | None = None,
+    ) -> Detections | list[Detections]:
+        """Detects on a file, an array or a list of them.
 
         Args:
+            image: a path; an array (H, W, 3) BGR, (H, W, 4) BGRA or (H, W) grey, of bytes or of
+                numbers of any range, which `eight_bits` makes bytes of; or a list of such.
             threshold: in place of the predictor's own.
             group: the group of queries to detect with, 0 .. K-1; the primary one if not given.
 
         Raises:
-            ImageReadError: the file cannot be read.
+            ImageReadError: the file cannot be read, or the array is no image.
             UserError: the model has no such group.
         """
-        image, inputs = self.prepare(image)
+        if isinstance(image, (list, tuple)):
+            return [self(x, threshold=threshold, group=group) for x in image]
+        picture, inputs = self.prepare(image)
         if group is None:
             found = self.detector([inputs])[0]["instances"].to("cpu")
         else:
             found = self._detect_with(group, inputs)
-        lowest = self.threshold if threshold is None else threshold
-        return Detections(image, found[found.scores >= lowest], self.names, self.task)
+        lowest = self.threshold if threshold is None else check_threshold(threshold)
+        return Detections(picture, found[found.scores >= lowest], self.names, self.task)
 
     def _detect_with(self, group: int, inputs: dict) -> Instances:
         groups = self.model.groups.separate()
@@ -113,9 +146,13 @@ class Predictor:
         return detections_by_group(self.model, predictions, groups, inputs)[group]
 
     def prepare(self, image: str | Path | np.ndarray) -> tuple[np.ndarray, dict]:
-        """Reads a file or a (H, W, 3) BGR array; returns the array and the model's input."""
-        if not isinstance(image, np.ndarray):
+        """Reads a file or an array; returns (H, W, 3) BGR and the model's input."""
+        if isinstance(image, np.ndarray):
+            image = as_bgr(image)
+        elif isinstance(image, (str, Path)):
             image = read_bgr(image)
+        else:
+            raise ImageReadError(f"a {type(image).__name__} is no image: give a path or an array")
         rgb = image if self.cfg.INPUT.FORMAT == "BGR" else image[:, :, ::-1]
         resized = self.resize.get_transform(rgb).apply_image(rgb)
         height, width = image.shape[:2]
@@ -123,3 +160,14 @@ class Predictor:
         if self.cfg.TEST.AUG.ENABLED:
             inputs["original"] = channels_first(rgb)
         return image, inputs
+
+
+def check_threshold(threshold: float) -> float:
+    """Checks that a threshold of scores is a number; scores are 0 to 1.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not math.isfinite(threshold):
+        raise UserError(f"the threshold is {threshold}; it can be 0 to 1")
+    return threshold

@@ -30,6 +30,10 @@ class LabelError(UserError):
     """A label is outside the model's classes."""
 
 
+class NonFiniteOutputError(UserError):
+    """A model's outputs are NaN or infinite."""
+
+
 class SetPredictor(nn.Module, ABC):
     """The part of a model that all tasks share: choosing groups, calling head and criterion.
 
@@ -204,6 +208,7 @@ class GroupDETR(SetPredictor):
 
     def postprocess(self, predictions: BoxPredictions, batched_inputs: list[dict]) -> list[dict]:
         """Returns the best detections, scaled to each image's original "height" and "width"."""
+        check_finite(predictions.boxes[-1], predictions.logits[-1], batched_inputs)
         sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
         results = top_k_instances(
             predictions.logits[-1], predictions.boxes[-1], sizes, self.detections_per_image
@@ -212,6 +217,21 @@ class GroupDETR(SetPredictor):
             {"instances": detector_postprocess(r, x.get("height", h), x.get("width", w))}
             for r, x, (h, w) in zip(results, batched_inputs, sizes, strict=True)
         ]
+
+
+def check_finite(boxes: Tensor, logits: Tensor, batched_inputs: list[dict]) -> None:
+    """Checks that predictions (B, Q, .) are numbers.
+
+    Raises:
+        NonFiniteOutputError: they are not.
+    """
+    if torch.jit.is_tracing() or (boxes.isfinite().all() and logits.isfinite().all()):
+        return
+    names = [x.get("file_name", x.get("image_id", "an image")) for x in batched_inputs]
+    raise NonFiniteOutputError(
+        f"the model's outputs on {', '.join(map(str, names))} are not finite: its weights are NaN "
+        "or too large. An earlier checkpoint may be sound; a lower SOLVER.BASE_LR helps"
+    )
 
 
 def check_labels(image: dict, num_classes: int) -> None:

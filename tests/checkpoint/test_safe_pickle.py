@@ -82,9 +82,9 @@ def test_train_net_refuses_it_and_can_be_told_to_trust(tmp_path, trace):
 def test_a_yaml_that_calls_something_is_refused_and_not_run(tmp_path, trace):
     config = tmp_path / "config.yaml"
     config.write_text(f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{trace}']\n")
-    with pytest.raises(ConfigError, match="config.yaml is not plain yaml: could not determine a constructor"):
+    with pytest.raises(ConfigError, match="config.yaml is not plain yaml: could not"):
         build_config(str(config))
-    with pytest.raises(ConfigError, match="(?s)config.yaml: .*line 1"):
+    with pytest.raises(ConfigError, match="(?s)config.yaml is not plain yaml.*line 1"):
         config.write_text("MODEL: {DETR: [}")
         build_config(str(config))
     assert not trace.exists()

@@ -10,7 +10,7 @@ from PIL import Image
 from groupdetr_d2.commands import run as main
 from groupdetr_d2.data.checks import DatasetError
 from groupdetr_d2.data.inspection import inspect_coco
-from groupdetr_d2.data.yolo import convert_yolo, read_labels
+from groupdetr_d2.data.yolo import Labels, convert_yolo, read_labels
 from tests.data.test_data import write_set
 
 
@@ -172,7 +172,7 @@ def test_bad_yolo_lines_are_named(tmp_path, line, message):
     path = tmp_path / "a.txt"
     path.write_text(line)
     with pytest.raises(DatasetError, match=f"a.txt, line 1.*|{message}") as error:
-        read_labels(path, 2)
+        read_labels(path, Labels(["cat", "dog"]))
     assert message in str(error.value)
 
 

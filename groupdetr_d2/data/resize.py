@@ -1,0 +1,34 @@
+"""Resizing by the shorter side, for images of any shape."""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.data import transforms as T
+
+LARGEST_SIDE = 16_384  # pixels
+
+
+class ResizeShortestSide(T.Augmentation):
+    """Detectron2's `ResizeShortestEdge`, which leaves a picture of one row no pixel.
+
+    Args:
+        sizes: of the shorter side; one of them is drawn ("choice"), or a number between two
+            ("range").
+        max_size: bound of the longer side.
+    """
+
+    def __init__(
+        self, sizes: int | Sequence[int], max_size: int = LARGEST_SIDE, sample_style: str = "choice"
+    ):
+        super().__init__()
+        bound = min(max_size, LARGEST_SIDE, sys.maxsize)
+        self.resize = T.ResizeShortestEdge(sizes, bound, sample_style)
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Returns the transform of an image (H, W, 3)."""
+        found = self.resize.get_transform(image)
+        if not isinstance(found, T.ResizeTransform):
+            return found
+        height, width = max(1, found.new_h), max(1, found.new_w)
+        return T.ResizeTransform(found.h, found.w, height, width, found.interp)
