@@ -8,6 +8,7 @@ from pathlib import Path
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..name_patterns import matching_names
 from .files import (
     CheckpointError,
@@ -155,7 +156,12 @@ class GroupCheckpointer(DetectionCheckpointer):
             CheckpointError: a tensor of the model would stay random, or is not finite.
         """
         self.is_new_use, self.wanted = True, self.load_only
-        self._load_model(content)
+        try:
+            self._load_model(content)
+        except CheckpointError:
+            raise
+        except UserError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         check_filled(self.states, self.model.state_dict(), path)
 
     def _load_file(self, filename: str) -> dict:

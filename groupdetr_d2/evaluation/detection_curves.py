@@ -1,5 +1,6 @@
 """Precision, recall, F1 and confusion of detections, from COCO-style matching at one overlap."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,40 +74,44 @@ def box_overlaps(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> np
     return coco_mask.iou(xywh(boxes), xywh(others), crowd.astype(np.uint8).tolist())
 
 
-def match_image(image: ImageResult, category: int) -> tuple[np.ndarray, np.ndarray]:
-    """Finds which detections of a class are right, (M,) bool, and which count, (M,) bool.
+def match_image(image: ImageResult) -> tuple[np.ndarray, np.ndarray]:
+    """Finds which detections are right, (M,) bool, and which count, (M,) bool.
 
-    Best first, each takes the object of its class that it overlaps most and that is free.
+    Best first, each takes the object of its class that it overlaps most and that is free. Those
+    that overlap none, which are nearly all, need no loop.
     """
-    own, true = image.classes == category, image.true_classes == category
-    crowd = image.crowd[true]
-    iou = image.overlaps[own][:, true]
-    is_free = np.ones(len(crowd), dtype=bool)
-    is_right, counts = np.zeros(len(iou), dtype=bool), np.ones(len(iou), dtype=bool)
-    for i, row in enumerate(iou):
-        free = np.where(is_free & ~crowd, row, 0)
-        if len(free) and free.max() >= IOU:
+    number = len(image.classes)
+    is_right, counts = np.zeros(number, dtype=bool), np.ones(number, dtype=bool)
+    same = image.classes[:, None] == image.true_classes
+    iou = np.where(same, image.overlaps, 0)  # (M, T)
+    is_free = ~image.crowd
+    for i in np.flatnonzero(iou.max(1, initial=0) >= IOU):
+        free = np.where(is_free, iou[i], 0)
+        if free.max() >= IOU:
             is_right[i], is_free[free.argmax()] = True, False
-        elif len(free) and np.where(crowd, row, 0).max() >= IOU:
+        elif np.where(image.crowd, iou[i], 0).max() >= IOU:
             counts[i] = False
     return is_right, counts
 
 
 def all_curves(images: Sequence[ImageResult], num_classes: int) -> tuple[list[Curves], Curves]:
     """Computes the curves of each class, and of all detections together."""
-    scores: list[list] = [[np.zeros(0)] for _ in range(num_classes)]
-    right: list[list] = [[np.zeros(0, dtype=bool)] for _ in range(num_classes)]
     num_objects = np.zeros(num_classes, dtype=int)
+    parts = [(np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0, dtype=int))]
     for image in images:
         num_objects += np.bincount(image.true_classes[~image.crowd], minlength=num_classes)
-        for category in np.unique(image.classes):
-            is_right, counts = match_image(image, category)
-            scores[category].append(image.scores[image.classes == category][counts])
-            right[category].append(is_right[counts])
-    flat = [(np.concatenate(s), np.concatenate(r)) for s, r in zip(scores, right, strict=True)]
-    by_class = [_curves(*pair, int(n)) for pair, n in zip(flat, num_objects, strict=True)]
-    all_scores, all_right = (np.concatenate(parts) for parts in zip(*flat, strict=True))
-    return by_class, _curves(all_scores, all_right, int(num_objects.sum()))
+        is_right, counts = match_image(image)
+        parts.append((image.scores[counts], is_right[counts], image.classes[counts]))
+    scores, right, classes = (np.concatenate(part) for part in zip(*parts, strict=True))
+    order = np.argsort(classes, kind="stable")
+    ends = np.searchsorted(classes[order], np.arange(num_classes + 1))
+    chosen = [order[first:last] for first, last in itertools.pairwise(ends)]
+    by_class = [
+        _curves(scores[own], right[own], int(number))
+        for own, number in zip(chosen, num_objects, strict=True)
+    ]
+    together = np.concatenate([*chosen, np.zeros(0, dtype=int)])
+    return by_class, _curves(scores[together], right[together], int(num_objects.sum()))
 
 
 def _curves(scores: np.ndarray, right: np.ndarray, num_objects: int) -> Curves:
@@ -135,28 +140,30 @@ def confusion_matrix(
     """
     matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=int)
     for image in images:
-        for true, found in pairs_of(image, threshold):
-            matrix[true, found] += 1
+        np.add.at(matrix, tuple(pairs_of(image, threshold).T), 1)
     return matrix
 
 
-def pairs_of(image: ImageResult, threshold: float) -> list[tuple[int, int]]:
-    """Pairs (true class, found class) of every object and detection; -1 where there is none."""
+def pairs_of(image: ImageResult, threshold: float) -> np.ndarray:
+    """Pairs true and found class of every object and detection, (P, 2); -1 where there is none."""
     kept = image.scores >= threshold
-    iou = image.overlaps[kept]
+    iou, classes = image.overlaps[kept], image.classes[kept]
     is_free = ~image.crowd
-    pairs = []
-    for row, found in zip(iou, image.classes[kept], strict=True):
-        free = np.where(is_free, row, 0)
-        if len(free) and free.max() >= IOU:
-            target = int(free.argmax())
-            is_free[target] = False
-            pairs.append((int(image.true_classes[target]), int(found)))
-        elif not len(row) or np.where(image.crowd, row, 0).max() < IOU:
-            pairs.append((-1, int(found)))
-    return pairs + [(int(c), -1) for c in image.true_classes[is_free]]
+    true = np.full(len(classes), -1)  # of each detection
+    is_shown = np.ones(len(classes), dtype=bool)
+    for i in np.flatnonzero(iou.max(1, initial=0) >= IOU):
+        free = np.where(is_free, iou[i], 0)
+        if free.max() >= IOU:
+            target = free.argmax()
+            true[i], is_free[target] = image.true_classes[target], False
+        else:
+            is_shown[i] = np.where(image.crowd, iou[i], 0).max() < IOU
+    missed = image.true_classes[is_free]
+    found = np.stack([true, classes], 1)[is_shown]
+    return np.concatenate([found, np.stack([missed, np.full(len(missed), -1)], 1)])
 
 
 def mistakes_of(image: ImageResult, threshold: float) -> int:
     """Counts objects missed, detections of nothing, and wrong classes."""
-    return sum(true != found for true, found in pairs_of(image, threshold))
+    true, found = pairs_of(image, threshold).T
+    return int((true != found).sum())

@@ -215,8 +215,8 @@ def output_paths(files: list[Path], out: Path) -> dict[Path, Path]:
         is_video = file.suffix.lower() in VIDEO_SUFFIXES
         path = out / (f"{file.stem}.mp4" if is_video else picture_name(file))
         while path in paths.values() and file not in paths:
-            path = path.with_name(f"{file.resolve().parent.name}_{path.name}")
-        if path.resolve() == file.resolve():
+            path = path.with_name(f"{file.absolute().parent.name}_{path.name}")
+        if os.path.realpath(path) == os.path.realpath(file):
             raise UserError(f"{path} would be overwritten by its own result: choose another --out")
         paths.setdefault(file, path)
     return paths

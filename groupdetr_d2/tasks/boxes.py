@@ -1,6 +1,6 @@
 """2D boxes: COCO's box AP, and detections with a class, a score and a box."""
 
-from collections import defaultdict
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,34 +84,39 @@ class _Result(msgspec.Struct, gc=False):
 
 def read_results(dataset: str, results_file: Path) -> list[ImageResult]:
     """Reads the detections that the evaluator left, beside the ground truth of each image."""
-    found = defaultdict(list)
-    for record in msgspec.json.decode(results_file.read_bytes(), type=list[_Result]):
-        found[record.image_id].append(record)
     images = images_of(dataset, is_evaluated=True)
-    classes = {identity: i for i, identity in enumerate(images.columns.category_ids)}
+    columns = images.columns
+    records = msgspec.json.decode(results_file.read_bytes(), type=list[_Result])
+    places = {identity: i for i, identity in enumerate(columns.image_ids)}
+    class_places = {identity: i for i, identity in enumerate(columns.category_ids)}
+    image_of = np.array([places[r.image_id] for r in records], dtype=int)
+    classes = np.array([class_places[r.category_id] for r in records], dtype=int)
+    scores = np.array([r.score for r in records], dtype=np.float64)
+    boxes = _corners([r.bbox for r in records])
+    order = np.lexsort((-scores, image_of))  # best first in each image
+    ends = np.searchsorted(image_of[order], np.arange(len(columns.image_ids) + 1))
     return [
-        _image_result(d, sorted(found[d["image_id"]], key=lambda r: -r.score), classes)
-        for d in images
+        _image_result(d, boxes[own], classes[own], scores[own])
+        for d, own in zip(images, (order[a:b] for a, b in itertools.pairwise(ends)), strict=True)
     ]
 
 
-def _image_result(d: dict, records: list[_Result], classes: dict[int | str, int]) -> ImageResult:
+def _image_result(
+    d: dict, boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray
+) -> ImageResult:
     annotations = d["annotations"]
     true_boxes = _corners([a["bbox"] for a in annotations])
-    boxes = _corners([r.bbox for r in records])
     crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)
     true_classes = np.array([a["category_id"] for a in annotations], dtype=int)
-    found_classes = np.array([classes[r.category_id] for r in records], dtype=int)
-    scores = np.array([r.score for r in records], dtype=np.float64)
     size = (d["height"], d["width"])
     truth = Instances(size, gt_boxes=Boxes(true_boxes), gt_classes=torch.from_numpy(true_classes))
     detections = Instances(size, pred_boxes=Boxes(boxes), scores=torch.from_numpy(scores))
-    detections.pred_classes = torch.from_numpy(found_classes)
+    detections.pred_classes = torch.from_numpy(classes)
     return ImageResult(
         name=d["file_name"],
         true_classes=true_classes,
         crowd=crowd,
-        classes=found_classes,
+        classes=classes,
         scores=scores,
         overlaps=box_overlaps(boxes, true_boxes, crowd),
         truth=truth,

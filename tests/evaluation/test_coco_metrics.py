@@ -1,0 +1,83 @@
+"""AP is COCO's, whichever package computes it."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
+
+from groupdetr_d2.data.catalog import images_of
+from groupdetr_d2.evaluation.box_evaluator import BoxEvaluator
+from tests.data.test_data import write_set
+
+BOXES = [(2, 3, 10, 8), (20, 5, 12, 12), (4, 20, 9, 15), (1, 1, 33, 36)]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    path = write_set(tmp_path, "val", boxes=BOXES, num_images=9)
+    register_coco_instances("metrics", {}, path, str(tmp_path / "images"))
+    yield "metrics"
+    DatasetCatalog.remove("metrics")
+    MetadataCatalog.remove("metrics")
+
+
+def detections(dataset):
+    """Detections with all kinds of mistakes."""
+    generator = torch.Generator().manual_seed(0)
+    for d in images_of(dataset):
+        found = Instances((d["height"], d["width"]))
+        true = torch.tensor([a["bbox"] for a in d["annotations"]] + [[1.0, 1, 9, 9]] * 2)
+        true = true.repeat(3, 1)
+        shifted = true + torch.randn(true.shape, generator=generator)
+        corners = torch.cat([shifted[:, :2], shifted[:, :2] + true[:, 2:]], 1)
+        found.pred_boxes = Boxes(corners)
+        found.scores = torch.rand(len(true), generator=generator)
+        found.pred_classes = torch.randint(2, (len(true),), generator=generator)
+        yield d, {"instances": found}
+
+
+def evaluated(evaluator, dataset):
+    evaluator.reset()
+    for d, output in detections(dataset):
+        evaluator.process([d], [output])
+    return evaluator.evaluate()["bbox"]
+
+
+@pytest.mark.parametrize("package", ["faster_coco_eval", "pycocotools"])
+def test_ap_is_that_of_detectron2s_evaluator(dataset, tmp_path, package, monkeypatch):
+    expected = evaluated(COCOEvaluator(dataset, ("bbox",), output_dir=str(tmp_path)), dataset)
+    if package == "pycocotools":
+        original = importlib.import_module
+        hidden = lambda name, *rest: (  # noqa: E731  one expression
+            (_ for _ in ()).throw(ImportError(name))
+            if name == "faster_coco_eval"
+            else original(name, *rest)
+        )
+        monkeypatch.setattr(importlib, "import_module", hidden)
+    else:
+        pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is a test extra")
+    found = evaluated(BoxEvaluator(dataset, str(tmp_path)), dataset)
+    assert set(found) == set(expected) and 5 < found["AP"] < 60
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-9, nan_ok=True), name
+
+
+def test_some_images_alone(dataset):
+    """As an analysis evaluates the first few."""
+    evaluator = BoxEvaluator(dataset)
+    whole = evaluated(evaluator, dataset)
+    some = evaluator.evaluate(img_ids=[11, 12])["bbox"]
+    assert some["AP"] != whole["AP"] and np.isfinite(some["AP"])
+
+
+def test_no_detections_have_no_ap(dataset):
+    evaluator = BoxEvaluator(dataset)
+    evaluator.reset()
+    metrics = evaluator.evaluate()["bbox"]
+    assert set(metrics) == {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-cat", "AP-dog"}
+    assert all(np.isnan(x) for x in metrics.values())
