@@ -14,7 +14,7 @@ $(VENV)/.current: setup.py tools/make_env.sh requirements/constraints.txt requir
 
 demo: env  ## trains on generated images, evaluates, draws; minutes on a CPU
 	$(RUN) train_net.py --config-file configs/quick_start/group_conditional_detr_shapes.yaml \
-	  OUTPUT_DIR $(DEMO)
+	  --resume OUTPUT_DIR $(DEMO)
 
 test: env  ## the whole suite, two tests at a time
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --maxschedchunk 6 tests

@@ -21,6 +21,7 @@ NEEDED = [
     ("pycocotools", "pycocotools", "2.0.7"),
     ("cv2", "opencv-python-headless", "4.8"),
     ("numpy", "numpy", "1.23"),
+    ("msgspec", "msgspec", "0.18"),
     ("omegaconf", "omegaconf", "2.3"),
     ("hydra", "hydra-core", "1.3"),
     ("pkg_resources", "setuptools", "60"),

@@ -8,6 +8,7 @@ import yaml
 
 BASE = "_BASE_"
 LARGEST, MOST_VALUES = 2**20, 10_000  # bytes of a file, values in it
+DEEPEST = 100  # brackets in one another
 
 
 class YamlError(ValueError):
@@ -47,7 +48,10 @@ def load_mapping(path: str | Path) -> dict:
     try:
         if os.path.getsize(path) > LARGEST:
             raise YamlError(f"{path} has more than a megabyte: it is no configuration")
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        if depth_of(text) > DEEPEST:
+            raise YamlError(f"{path} is nested too deeply")
+        content = yaml.safe_load(text)
     except RecursionError as error:
         raise YamlError(f"{path} is nested too deeply") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -61,6 +65,18 @@ def load_mapping(path: str | Path) -> dict:
         raise YamlError(f"{path} is {kind}, not a mapping of keys such as MODEL to values")
     count_values(path, content)
     return content
+
+
+def depth_of(text: str) -> int:
+    """The most brackets that are open at once, which the parser would take its time over."""
+    depth = deepest = 0
+    for letter in text:
+        if letter in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif letter in "]}":
+            depth -= 1
+    return deepest
 
 
 def count_values(path: str | Path, value: Any, count: int = 0) -> int:

@@ -48,6 +48,18 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+class UserErrorsAside(logging.Filter):
+    """Keeps the traceback of an error that a user can mend from Detectron2's training loop.
+
+    Its last line is printed when the process ends, and the whole is in the log file.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Passes everything else on."""
+        error = record.exc_info[1] if record.exc_info else None
+        return error is None or explain(error) is None
+
+
 def write_traceback(error: BaseException) -> None:
     """Writes the traceback of an error to log files alone: the terminal gets one message."""
     terminals = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)

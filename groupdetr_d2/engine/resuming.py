@@ -1,4 +1,4 @@
-"""What is said, applied or refused when a run is resumed with other keys, data or classes."""
+"""Resuming with other keys, data or classes: some are applied, some refused, all are said."""
 
 import logging
 from collections.abc import Iterator

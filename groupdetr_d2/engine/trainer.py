@@ -9,7 +9,7 @@ from typing import IO
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -33,6 +33,7 @@ from .freezing import freeze
 from .interruption import StopSignals
 from .progress import ProgressPrinter
 from .report import LastEvaluation, ReportHook, read_evaluation, results_file
+from .reporting import UserErrorsAside
 from .resuming import Rates, check_resumed
 from .run_folder import check_is_new, lock_folder
 from .setup import check_test_sets, scheduled, settled, with_seed
@@ -146,6 +147,8 @@ class Trainer(DefaultTrainer):
                 "uninterrupted one would have seen",
                 "sees" if self.start_iter else "would see",
             )
+        loop, aside = logging.getLogger(TrainerBase.__module__), UserErrorsAside()
+        loop.addFilter(aside)
         try:
             with self.signals:
                 super().train()
@@ -154,6 +157,7 @@ class Trainer(DefaultTrainer):
             if self.report_hook:
                 self.report_hook.report()
         finally:
+            loop.removeFilter(aside)
             if self.lock is not None:
                 self.lock.close()
         return self.last_evaluation.results if self.last_evaluation else None

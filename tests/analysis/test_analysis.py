@@ -163,12 +163,6 @@ def training(tmp_path_factory):
     """A training's folder with two numbered checkpoints, two groups, evaluated twice."""
     folder = tmp_path_factory.mktemp("training")
     run_in_process(tiny_run(folder, "TEST.EVAL_PERIOD", 3, "MODEL.DETR.NUM_GROUPS", 3))
-    from groupdetr_d2.commands import build_parser
-    from groupdetr_d2.engine.setup import setup_config
-
-    arguments = tiny_run(folder, "MODEL.DETR.NUM_GROUPS", 3)
-    cfg = setup_config(build_parser().parse_args(["train", *map(str, arguments)]))
-    (folder / "out" / "config.yaml").write_text(cfg.dump())
     return folder
 
 

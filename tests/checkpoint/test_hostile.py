@@ -182,3 +182,28 @@ def test_a_damaged_note_of_the_last_checkpoint_is_passed_over(tmp_path, note, pa
     (tmp_path.parent / "outside.pth").touch()
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
     assert "the newest checkpoint is taken" in package_log.text
+
+
+OFFICIAL = {
+    "no dictionary": 5,
+    "model is none": {"model": None},
+    "number as a name": {5: TENSOR},
+    "value is a number": {"class_embed.weight": 1},
+    "value is a text": {"query_embed.weight": "a"},
+    "bank without axes": {"query_embed.weight": torch.tensor(1.0)},
+    "half of a triple": {"model.decoder.layers.0.self_attn.q_proj.weight": torch.zeros(4, 4)},
+}
+
+
+@pytest.mark.parametrize("source", ["conditional-detr", "hf-deformable-detr"])
+@pytest.mark.parametrize("name", [*OFFICIAL, "flipped"])
+def test_what_is_no_official_checkpoint_is_not_converted(tmp_path, name, source):
+    path, out = tmp_path / "official.pth", tmp_path / "out.pth"
+    torch.save(OFFICIAL.get(name, {"a": torch.ones(1000)}), path)
+    if name == "flipped":
+        content = bytearray(path.read_bytes())
+        content[content.index(torch.ones(20).numpy().tobytes()) + 40] ^= 255
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        main(["convert", "--source", source, str(path), str(out)])
+    assert "official.pth" in str(end.value) and not out.exists()

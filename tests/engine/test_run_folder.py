@@ -4,18 +4,21 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from groupdetr_d2.checkpoint import CheckpointError
+from groupdetr_d2.commands import build_parser
 from groupdetr_d2.engine.run_folder import (
     RunFolderError,
     check_is_new,
     lock_folder,
     prepare_folder,
 )
+from groupdetr_d2.engine.setup import setup_config
 from tests.engine.test_engine import run_in_process, tiny_run, train_net
 
 
@@ -171,7 +174,23 @@ def test_a_model_that_has_overflowed_is_named_in_evaluation(tmp_path):
     opts = ["SOLVER.BASE_LR", 1e30, "SOLVER.ON_NONFINITE", "skip"]
     done = train_net(*tiny_run(tmp_path, *opts), check=False)
     assert done.returncode == 1 and "outputs on" in done.stderr and "not finite" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "Traceback" in (tmp_path / "out/log.txt").read_text()
+
+
+@pytest.mark.parametrize("config", ["shapes", "own data"])
+def test_a_yaml_is_found_and_nothing_is_generated_anywhere(tmp_path, monkeypatch, config):
+    """In an empty folder: Detectron2 opens the name again, and would not find it."""
+    arguments = tiny_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    name = "configs/quick_start/conditional_detr_shapes.yaml"
+    own = arguments[2:10] if config == "own data" else []
+    words = ["--config-file", name, "--eval-only", *own, "OUTPUT_DIR", "out"]
+    args = build_parser().parse_args(["train", *map(str, words)])
+    setup_config(args)
+    assert Path(args.config_file).is_file()
+    assert not (tmp_path / "datasets").exists()
 
 
 def test_weights_out_of_reach_are_named(tmp_path):
