@@ -1,5 +1,6 @@
 """What people do with Detectron2 every day, in the shape of the scripts that they write."""
 
+import copy
 import logging
 import random
 from collections import OrderedDict
@@ -34,6 +35,7 @@ from detectron2.utils.visualizer import Visualizer
 import groupdetr_d2
 from groupdetr_d2 import Trainer, add_groupdetr_config, build_optimizer, model_zoo
 from groupdetr_d2.checkpoint import GroupCheckpointer
+from groupdetr_d2.data.catalog import images_of
 from groupdetr_d2.data.shapes import CLASSES, ShapesSpec, draw_image
 from groupdetr_d2.engine.detectron2_habits import OptimizerError
 from groupdetr_d2.engine.training_data import build_training_loader
@@ -491,3 +493,34 @@ def test_a_set_without_class_names_is_named(cfg, registered, dicts):
     cfg.DATASETS.TRAIN = (registered("mine_nameless", dicts),)
     with pytest.raises(UserError, match="mine_nameless has no class names: give it some"):
         Trainer(cfg)
+
+
+def test_dicts_may_hold_numpys_numbers(cfg, registered, dicts):
+    odd = []
+    for i, d in enumerate(dicts):
+        annotations = [
+            {
+                **a,
+                "bbox": np.array(a["bbox"], np.float32),
+                "category_id": np.int64(a["category_id"]),
+            }
+            for a in d["annotations"]
+        ]
+        size = {"height": np.int64(64), "width": np.int32(64), "image_id": np.int64(i)}
+        odd.append({**d, **size, "annotations": annotations})
+    name = registered("mine_numpy", odd, thing_classes=list(CLASSES))
+    found, plain = images_of(name), images_of(cfg.DATASETS.TRAIN[0])
+    assert [x["annotations"] for x in found] == [x["annotations"] for x in plain]
+
+
+def test_boxes_of_another_mode_are_named(cfg, registered, dicts):
+    turned = {"bbox": [5, 5, 9, 9, 30], "bbox_mode": BoxMode.XYWHA_ABS, "category_id": 0}
+    wrong = [{**dicts[0], "annotations": [turned]}]
+    name = registered("mine_turned", wrong, thing_classes=list(CLASSES))
+    with pytest.raises(UserError, match="mine_turned: the box .* is no upright box"):
+        images_of(name)
+
+
+def test_rcnns_can_still_be_copied(cfg):
+    original = GeneralizedRCNNWithTTA.__new__(GeneralizedRCNNWithTTA)
+    assert type(copy.copy(original)) is GeneralizedRCNNWithTTA

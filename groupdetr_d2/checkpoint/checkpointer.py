@@ -18,7 +18,7 @@ from .files import (
     read_file,
     write_safely,
 )
-from .fitting import fit_state_dict
+from .fitting import fit_state_dict, unmatched_classes
 from .loading_report import report_loading, states_of
 from .official import resnet_key
 from .structure import check_filled, check_structure
@@ -41,6 +41,7 @@ class GroupCheckpointer(DetectionCheckpointer):
     Attributes:
         trust: whether files may run code when they are read; by default they cannot.
         states: the state of every tensor of the model after loading, see `states_of`.
+        unmatched: classes of the model that the checkpoint does not know by name.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, load_only=(), **checkpointables):
@@ -48,6 +49,7 @@ class GroupCheckpointer(DetectionCheckpointer):
         self.load_only, self.wanted, self.is_new_use = tuple(load_only), (), False
         self.trust = False
         self.states: dict[str, str] = {}
+        self.unmatched: list[str] = []
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """Loads a checkpoint as Detectron2 does, with an error that names a missing file."""
@@ -179,6 +181,7 @@ class GroupCheckpointer(DetectionCheckpointer):
         if not checkpoint.get("matching_heuristics", False):
             own = self.checkpointables.get("run")
             classes = (checkpoint.get("run", {}).get("classes"), own and own.classes)
+            self.unmatched = unmatched_classes(*classes)
             changed = fit_state_dict(checkpoint["model"], self.model, *classes)
         incompatible = super()._load_model(checkpoint)
         self.states = states_of(self.model, incompatible, changed)

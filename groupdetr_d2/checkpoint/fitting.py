@@ -50,6 +50,16 @@ def fit_state_dict(
     return changed
 
 
+def unmatched_classes(
+    old_classes: Sequence[str] | None, new_classes: Sequence[str] | None
+) -> list[str]:
+    """The classes of a model whose rows are in no checkpoint with those other classes."""
+    if not are_known(old_classes) or not are_known(new_classes):
+        return []
+    known = {name.strip().lower() for name in old_classes}
+    return [name for name in new_classes if name.strip().lower() not in known]
+
+
 def are_known(classes: Sequence[str] | None) -> TypeGuard[Sequence[str]]:
     """Whether these are names; a data set without names has numbers instead."""
     if not classes:

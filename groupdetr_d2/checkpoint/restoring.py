@@ -12,7 +12,7 @@ from ..config.upgrade import upgrade
 from ..modeling.meta_arch import SetPredictor
 from .checkpointer import GroupCheckpointer, read_content
 from .files import CheckpointError
-from .structure import check_sizes, config_text
+from .structure import check_sizes, config_text, used_tensors
 from .thresholds import find_threshold
 
 
@@ -52,6 +52,8 @@ def restore(
     try:
         model = build_model(cfg).eval()
     except Exception as error:  # a configuration that was tampered with can raise anything
+        if isinstance(error, RuntimeError) and "CUDA" in str(error):
+            raise  # of the machine, not of the file
         raise CheckpointError(
             f"the configuration in {weights} cannot be built: {' '.join(str(error).split())[:500]}"
         ) from error
@@ -93,5 +95,11 @@ def config_of(content: dict, weights: str | Path) -> CfgNode:
         check_ranges(cfg)
     except Exception as error:  # a value of a wrong type can raise anything
         raise CheckpointError(f"the configuration in {weights}: {error}") from error
-    check_sizes(nested, content["model"], str(weights))
+    check_sizes(nested, used_tensors(content), str(weights))
+    names = content["run"]["classes"]
+    if len(names) != cfg.MODEL.DETR.NUM_CLASSES:
+        raise CheckpointError(
+            f"{weights} has {len(names)} class names, and MODEL.DETR.NUM_CLASSES is "
+            f"{cfg.MODEL.DETR.NUM_CLASSES} in its configuration"
+        )
     return cfg

@@ -36,6 +36,6 @@ def class_names(cfg) -> list[str]:
     """Finds the class names of the training (or else test) set; numbers where it has none."""
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         classes = MetadataCatalog.get(name).get("thing_classes")
-        if classes:
+        if classes and len(classes) == cfg.MODEL.DETR.NUM_CLASSES:
             return list(classes)
     return [str(i) for i in range(cfg.MODEL.DETR.NUM_CLASSES)]

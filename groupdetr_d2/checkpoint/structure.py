@@ -27,14 +27,29 @@ def check_structure(content: Any, path: str) -> dict:
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
         raise _wrong(path, f"it holds a {type(content).__name__}, not tensors by their names")
+    _check_tensors(model, path)
+    if "mean_weights" in content:
+        mean = content["mean_weights"]
+        own = mean.get("model") if isinstance(mean, dict) else None
+        if not isinstance(own, dict):
+            raise _wrong(path, "its running mean (MODEL.EMA) has no tensors by their names")
+        _check_tensors(own, path)
+    if "run" in content:
+        _check_run(content["run"], path)
+    return content
+
+
+def _check_tensors(model: dict, path: str) -> None:
     for name, value in model.items():
         if not isinstance(name, str):
             raise _wrong(path, f"its tensors have names such as {name!r}")
         if not isinstance(value, (torch.Tensor, np.ndarray)):
             raise _wrong(path, f"{name} is a {type(value).__name__}, not a tensor")
-    if "run" in content:
-        _check_run(content["run"], path)
-    return content
+
+
+def used_tensors(content: dict) -> dict:
+    """The tensors that a model which is to be used gets: the running mean, if there is one."""
+    return content.get("mean_weights", content)["model"]
 
 
 def _check_run(run: Any, path: str) -> None:

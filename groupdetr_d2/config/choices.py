@@ -24,11 +24,14 @@ def check_device(key: str, device: str) -> None:
         ChoiceError: naming the key or argument, and what it can be.
     """
     try:
-        is_here = torch.device(device).type != "cuda" or torch.cuda.is_available()
+        wanted = torch.device(device)
     except RuntimeError as error:
         raise ChoiceError(f"{key} is {device!r}; it can be cpu, cuda, cuda:1 and so on") from error
-    if not is_here:
+    number = torch.cuda.device_count()
+    if wanted.type == "cuda" and not number:
         raise ChoiceError(f"{key} is {device!r}, and PyTorch finds no GPU here; it can be cpu")
+    if wanted.type == "cuda" and (wanted.index or 0) >= number:
+        raise ChoiceError(f"{key} is {device!r}, and there are {number} GPUs, counted from 0")
 
 
 def _variants(cfg: CfgNode) -> Words:

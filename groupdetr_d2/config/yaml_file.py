@@ -39,19 +39,23 @@ def check_yaml(path: str, above: tuple[str, ...] = ()) -> dict:
     return content
 
 
-def load_mapping(path: str | Path) -> dict:
+def load_mapping(path: str | Path, most: int = MOST_VALUES) -> dict:
     """Reads a yaml file of sections, whatever is in it.
+
+    Args:
+        most: values that it may stand for.
 
     Raises:
         YamlError: naming the file and what is wrong.
     """
     try:
-        if os.path.getsize(path) > LARGEST:
+        if os.path.getsize(path) > LARGEST * max(1, most // MOST_VALUES):
             raise YamlError(f"{path} has more than a megabyte: it is no configuration")
         text = Path(path).read_text(encoding="utf-8-sig")
         if depth_of(text) > DEEPEST:
             raise YamlError(f"{path} is nested too deeply")
         content = yaml.safe_load(text)
+        count_values(path, content, most)
     except RecursionError as error:
         raise YamlError(f"{path} is nested too deeply") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -63,7 +67,6 @@ def load_mapping(path: str | Path) -> dict:
     if not isinstance(content, dict):
         kind = "empty" if content is None else f"a {type(content).__name__}"
         raise YamlError(f"{path} is {kind}, not a mapping of keys such as MODEL to values")
-    count_values(path, content)
     return content
 
 
@@ -79,18 +82,18 @@ def depth_of(text: str) -> int:
     return deepest
 
 
-def count_values(path: str | Path, value: Any, count: int = 0) -> int:
+def count_values(path: str | Path, value: Any, most: int, count: int = 0) -> int:
     """Counts values where they are used: anchors may stand for billions of them.
 
     Raises:
         YamlError: there are too many.
     """
     count += 1
-    if count > MOST_VALUES:
-        raise YamlError(f"{path} stands for more than {MOST_VALUES} values: it is no configuration")
+    if count > most:
+        raise YamlError(f"{path} stands for more than {most} values: it is no configuration")
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for part in parts:
-        count = count_values(path, part, count)
+        count = count_values(path, part, most, count)
     return count
 
 

@@ -7,9 +7,13 @@ loader, which reads the file twice as slowly into several gigabytes, and believe
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from detectron2.utils import comm
 
 from .checks import DatasetError, check_fields, check_registered
 from .coco_columns import CocoColumns, CocoImages, columns_of, find_in_columns, is_bad_box
@@ -21,11 +25,15 @@ logger = logging.getLogger(__name__)
 IMAGE_FIELDS = ("file_name", "height", "width")
 
 
+_CHECKED: dict[tuple, CocoImages] = {}  # sets that were checked in this process
+
+
 def images_of(name: str, *, is_evaluated: bool = False) -> CocoImages:
     """Returns the images of a registered data set, checked, without bad boxes where they may go.
 
     Bad boxes of the sets that Detectron2 registers itself are known and are left out; those of
-    one's own are an error unless DATASETS.CUSTOM.BAD_BOXES is "drop".
+    one's own are an error unless DATASETS.CUSTOM.BAD_BOXES is "drop". A set is checked, and what is
+    odd about it is logged, once in a process.
 
     Args:
         is_evaluated: whether the set is one to evaluate with, which may lack objects.
@@ -34,6 +42,23 @@ def images_of(name: str, *, is_evaluated: bool = False) -> CocoImages:
         DatasetError: naming the file or the set, the first thing that is wrong, and the remedy.
     """
     check_registered([name])
+    key = (name, is_evaluated, *_state_of(name))
+    if key not in _CHECKED:
+        _CHECKED[key] = _checked_images(name, is_evaluated=is_evaluated)
+    return _CHECKED[key]
+
+
+def _state_of(name: str) -> tuple:
+    """Returns what changes when a set does: its file, or the function that gives it."""
+    metadata, json_file = MetadataCatalog.get(name), json_file_of(name)
+    drops, root = metadata.get("bad_boxes"), metadata.get("image_root")
+    if json_file is None or not os.path.isfile(json_file):
+        return DatasetCatalog[name], tuple(metadata.get("thing_classes") or ()), drops
+    state = os.stat(json_file)
+    return json_file, state.st_mtime_ns, state.st_size, root, drops
+
+
+def _checked_images(name: str, *, is_evaluated: bool) -> CocoImages:
     source = json_file_of(name) or f"data set {name}"
     columns = columns_of_set(name)
     drops = MetadataCatalog.get(name).get("bad_boxes", "drop") == "drop"
@@ -41,7 +66,8 @@ def images_of(name: str, *, is_evaluated: bool = False) -> CocoImages:
         _report(source, finding, drops=drops, is_evaluated=is_evaluated)
     bad = is_bad_box(columns)
     images = CocoImages(columns.without(bad) if bad.any() else columns, image_root_of(name))
-    check_files(name, images)
+    if comm.is_main_process():  # one process asks the file system for every image
+        check_files(name, images)
     return images
 
 
@@ -110,12 +136,15 @@ def _columns_of_dicts(name: str) -> CocoColumns:
     annotations: list[dict] = []
     for d in dicts:
         for a in d.get("annotations", ()):
-            box = BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYWH_ABS)
-            fields = {"bbox": list(box), "category_id": a["category_id"]}
-            number = {"id": len(annotations), "image_id": d["image_id"]}
-            crowd = {"iscrowd": a.get("iscrowd", 0), "area": 0}
+            box = _as_xywh(name, a)
+            fields = {"bbox": box, "category_id": plain_number(a["category_id"])}
+            number = {"id": len(annotations), "image_id": plain_number(d["image_id"])}
+            crowd = {"iscrowd": plain_number(a.get("iscrowd", 0)), "area": 0}
             annotations.append({**fields, **number, **crowd})
-    images = [{"id": d["image_id"], **{k: d[k] for k in IMAGE_FIELDS}} for d in dicts]
+    images = [
+        {"id": plain_number(d["image_id"]), **{k: plain_number(d[k]) for k in IMAGE_FIELDS}}
+        for d in dicts
+    ]
     categories = [{"id": i, "name": str(x)} for i, x in enumerate(classes)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     table, findings = read_table(content)
@@ -126,6 +155,27 @@ def _columns_of_dicts(name: str) -> CocoColumns:
     columns = columns_of(table)
     columns.areas[:] = columns.boxes[:, 2] * columns.boxes[:, 3]
     return columns
+
+
+def _as_xywh(name: str, annotation: dict) -> list[float]:
+    """The box of an annotation as x, y, width, height.
+
+    Raises:
+        DatasetError: its mode is none of upright boxes.
+    """
+    box = [plain_number(x) for x in annotation["bbox"]]
+    try:
+        return list(BoxMode.convert(box, BoxMode(annotation["bbox_mode"]), BoxMode.XYWH_ABS))
+    except (NotImplementedError, AssertionError, ValueError) as error:
+        raise DatasetError(
+            f"data set {name}: the box {box} of mode {annotation['bbox_mode']} is no upright box: "
+            "BoxMode.XYXY_ABS and XYWH_ABS are"
+        ) from error
+
+
+def plain_number(value: Any) -> Any:
+    """Makes Python's own of numpy's and PyTorch's numbers."""
+    return value.item() if isinstance(value, (np.generic, torch.Tensor)) else value
 
 
 def check_json_file(name: str, json_file: str) -> None:

@@ -29,8 +29,11 @@ LISTS = ("image_ids", "file_names", "category_ids", "class_names", "annotation_i
 
 def cache_folder() -> Path:
     """The folder of these files: $GROUPDETR_CACHE, or one of the user's cache folder."""
-    user = os.getenv("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.getenv("GROUPDETR_CACHE") or Path(user, "groupdetr_d2")) / "annotations"
+    chosen = os.getenv("GROUPDETR_CACHE")
+    if chosen:
+        return Path(chosen, "annotations")
+    user = os.getenv("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(user, "groupdetr_d2", "annotations")
 
 
 def cached_columns(json_file: str, read: Callable[[], CocoColumns]) -> CocoColumns:
@@ -79,9 +82,9 @@ def store(path: Path, state: dict[str, str], columns: CocoColumns) -> None:
 
 def load(path: Path, state: dict[str, str]) -> CocoColumns | None:
     """Maps the file; None if there is none, or the log says what is wrong with it."""
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if any(metadata.get(key) != value for key, value in state.items()):

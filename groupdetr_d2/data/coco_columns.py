@@ -17,6 +17,7 @@ from .coco_rules import LARGEST, Finding, Id, Table, order_of, plain, repeated_v
 
 SMALL, MEDIUM = 32**2, 96**2  # COCO's limits of area, in pixels
 SMALLEST = 1e-3  # side of a box, in pixels
+FAR = 1.1  # relative to its image, how far a box reaches that is none
 OUTSIDE = 1.0  # pixels that a box may reach over its image without being named
 
 
@@ -241,7 +242,8 @@ def find_strange_boxes(columns: CocoColumns, bad: np.ndarray) -> Iterator[Findin
     )
     fits = (x >= -OUTSIDE) & (y >= -OUTSIDE) & (width > x) & (height > y)
     fits &= (width <= image_width + OUTSIDE) & (height <= image_height + OUTSIDE)
-    if over.sum() * 2 >= len(over) and over.any() and (fits | bad).all():
+    far = ~bad & ((right > FAR * image_width) | (bottom > FAR * image_height))
+    if far.any() and far.sum() * 2 >= len(far) and (fits | bad).all():
         text = "boxes reach over their images as x, y, w, h, and all fit as corners x0, y0, x1, y1"
         remedy = "COCO's boxes are x, y, width, height: subtract x0 and y0 from x1 and y1"
         yield Finding(True, text, [columns.place(i) for i in np.flatnonzero(over)], remedy)

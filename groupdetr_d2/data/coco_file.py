@@ -84,7 +84,7 @@ def read_columns(json_file: str) -> CocoColumns:
     return _read_columns(os.path.abspath(json_file), state.st_mtime_ns, state.st_size)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _read_columns(json_file: str, changed: int, size: int) -> CocoColumns:
     if size < CACHED_SIZE:
         return _read_or_raise(json_file)

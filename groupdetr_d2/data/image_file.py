@@ -16,7 +16,8 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 PIXEL_LIMIT = "GROUPDETR_MAX_PIXELS"  # an environment variable
-Image.MAX_IMAGE_PIXELS = int(os.getenv(PIXEL_LIMIT, Image.MAX_IMAGE_PIXELS or 0)) or None
+if os.getenv(PIXEL_LIMIT, "").isdigit():
+    Image.MAX_IMAGE_PIXELS = int(os.environ[PIXEL_LIMIT]) or None
 ORIENTATION = 0x0112  # the EXIF tag, and what turns a picture with it upright
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

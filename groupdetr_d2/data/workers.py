@@ -9,6 +9,8 @@ import signal
 import threading
 import traceback
 
+import numpy as np
+
 from .image_file import ImageReadError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ def check_shared_memory(cfg, processes: int) -> None:
     workers = cfg.DATALOADER.NUM_WORKERS
     if not workers or free is None:
         return
-    pixels = max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN * 3
+    pixels = np.max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN * 3
     needed = cfg.SOLVER.IMS_PER_BATCH * pixels * workers * (PREFETCHED + 1)  # of all processes
     if needed > free:
         logger.warning(

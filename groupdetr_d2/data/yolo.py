@@ -51,6 +51,9 @@ def convert_yolo(folder: str | Path, out: str | Path) -> dict[str, Path]:
     out.mkdir(parents=True, exist_ok=True)
     written = {}
     for split, images in find_images(folder, description).items():
+        if split == "test" and not has_labels(images):
+            logger.warning("the images of the split test have no labels: it is left out")
+            continue
         content = to_coco(folder, images, labels)
         written[split] = out / f"{split}.json"
         written[split].write_text(json.dumps(content))
@@ -69,7 +72,7 @@ def read_description(folder: Path) -> dict:
     if file is None:
         return {}
     try:
-        return load_mapping(file)
+        return load_mapping(file, most=1_000_000)
     except YamlError as error:
         raise DatasetError(str(error)) from error
 
@@ -138,7 +141,7 @@ def to_coco(folder: Path, images: list[Path], labels: Labels) -> dict:
     """
     records: list[dict] = []
     annotations: list[dict] = []
-    if not any(label_file(path).is_file() for path in images):
+    if not has_labels(images):
         raise DatasetError(
             f"none of {len(images)} images has a label file: that of {images[0]} would be "
             f"{label_file(images[0])}"
@@ -158,6 +161,11 @@ def to_coco(folder: Path, images: list[Path], labels: Labels) -> dict:
             annotations.append(box_annotation(len(annotations) + 1, i, category + 1, rounded))
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(labels.names)]
     return {"images": records, "annotations": annotations, "categories": categories}
+
+
+def has_labels(images: list[Path]) -> bool:
+    """Whether any of the images has a label file."""
+    return any(label_file(path).is_file() for path in images)
 
 
 def label_file(image: Path) -> Path:

@@ -50,7 +50,9 @@ def _clipping_or_error(cfg: CfgNode, optimizer: Any) -> Any:
     return add_clipping(cfg, optimizer)
 
 
-def _augmented_or_rcnn(cls: type, cfg: CfgNode, model: nn.Module, *args: Any, **named: Any) -> Any:
+def _augmented_or_rcnn(
+    cls: type, cfg: Any = None, model: Any = None, *rest: Any, **named: Any
+) -> Any:
     """Makes `GeneralizedRCNNWithTTA(cfg, model)` this package's test-time augmentation."""
     return build_augmented_model(cfg, model) if _is_ours(model) else object.__new__(cls)
 

@@ -2,6 +2,7 @@
 
 import logging
 from argparse import Namespace
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 def main(args: Namespace) -> dict | None:
     """Evaluates with --eval-only, else trains; returns the evaluation's results."""
     cfg = setup_config(args)
-    default_setup(cfg, args)
+    set_up(cfg, args)
     if args.eval_only:
         check_test_sets(cfg)
         return evaluate(cfg, args)
@@ -31,6 +32,19 @@ def main(args: Namespace) -> dict | None:
         logger.warning("%s has no checkpoint to resume: this is a new run", cfg.OUTPUT_DIR)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
+
+
+def set_up(cfg: CfgNode, args: Namespace) -> None:
+    """Sets up log and random numbers as Detectron2 does.
+
+    It would put this configuration in the place of that of the run in the folder, which may refuse
+    to be resumed, or is only evaluated; the trainer writes it when the training begins.
+    """
+    path = Path(cfg.OUTPUT_DIR, "config.yaml")
+    earlier = path.read_bytes() if path.is_file() else None
+    default_setup(cfg, args)
+    if earlier is not None and comm.is_main_process():
+        path.write_bytes(earlier)
 
 
 def evaluate(cfg: CfgNode, args: Namespace) -> dict:
@@ -44,6 +58,11 @@ def evaluate(cfg: CfgNode, args: Namespace) -> dict:
         raise CheckpointError("--eval-only needs weights: MODEL.WEIGHTS FILE, or --resume")
     checkpointer.load(path, checkpointables=[])  # to be used: the running mean, if there is one
     check_filled(checkpointer.states, model.state_dict(), path)
+    if checkpointer.unmatched:
+        raise CheckpointError(
+            f"{path} does not know the classes {checkpointer.unmatched[:20]} of the data: they "
+            "would be random"
+        )
     results_file(cfg).unlink(missing_ok=True)  # of an earlier evaluation
     results = Trainer.test(cfg, build_evaluated_model(cfg, model))
     if comm.is_main_process() and cfg.DATASETS.TEST:

@@ -13,7 +13,10 @@ from ..checkpoint.run_info import RunInfo
 
 logger = logging.getLogger(__name__)
 # keys that name files and machines, whose change means nothing
-PASSED_OVER = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATASETS.CUSTOM", "DATALOADER.NUM_W")
+PASSED_OVER = (
+    *("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"),
+    *("DATASETS.CUSTOM", "DATASETS.TRAIN", "DATASETS.TEST"),
+)
 KEPT = ("SEED",)  # of the run that is resumed
 
 
@@ -32,13 +35,12 @@ def check_resumed(cfg: CfgNode, run: RunInfo) -> None:
             f"{run.classes[:20]}: the optimizer's state belongs to the former. Start a new run "
             "from the checkpoint with MODEL.WEIGHTS"
         )
-    known = earlier.get("data", {})
-    changed = [name for name, mark in run.data.items() if known.get(name, mark) != mark]
-    if changed or (known and set(known) != set(run.data)):
+    known = list(earlier.get("data", {}).values())  # names hold paths, which may change
+    if known and run.data and known != list(run.data.values()):
         logger.warning(
             "the data of %s are not those that this run has begun with: images, their order and "
             "epochs are no longer those of the uninterrupted run",
-            ", ".join(changed) or "the training set",
+            ", ".join(run.data),
         )
     for key, old, new in changed_keys(yaml.safe_load(earlier["config"]), cfg):
         if key in KEPT:

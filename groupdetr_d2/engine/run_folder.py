@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import tempfile
 from pathlib import Path
 from typing import IO
 
@@ -11,6 +12,7 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
+_HELD: dict[str, IO[str]] = {}  # locks of this process, by path
 
 
 class RunFolderError(UserError):
@@ -23,10 +25,9 @@ def prepare_folder(folder: str) -> None:
     Raises:
         RunFolderError: it is a file, on a read-only file system, or there is no permission.
     """
-    probe = Path(folder, LOCK)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with probe.open("a"):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise RunFolderError(
@@ -34,16 +35,22 @@ def prepare_folder(folder: str) -> None:
         ) from error
 
 
-def lock_folder(folder: str) -> IO[str]:
-    """Takes the folder for this process until the file that is returned is closed.
+def take_folder(folder: str) -> None:
+    """Takes the folder for this process until it ends or gives it back.
+
+    The lock is this process's own: data-loading workers, which may outlive it, do not have it.
 
     Raises:
-        RunFolderError: another training is writing to it.
+        RunFolderError: another training is writing to it, or nothing can be written.
     """
-    file = Path(folder, LOCK).open("a")
+    prepare_folder(folder)
+    path = os.path.realpath(os.path.join(folder, LOCK))
+    if path in _HELD:
+        return
+    file = open(path, "a")  # noqa: SIM115  closing it would give the lock back
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
         file.close()
         raise RunFolderError(
             f"another training is writing to OUTPUT_DIR {folder}: wait for its end, or choose "
@@ -51,29 +58,41 @@ def lock_folder(folder: str) -> IO[str]:
         ) from error
     except OSError as error:  # not every file system has locks
         logger.warning("%s cannot be locked (%s): start no other run in it", folder, error)
-    return file
+    _HELD[path] = file
+
+
+def give_folder_back(folder: str) -> None:
+    """Lets other processes write to the folder."""
+    file = _HELD.pop(os.path.realpath(os.path.join(folder, LOCK)), None)
+    if file is not None:
+        file.close()
 
 
 def check_is_new(folder: str) -> None:
     """Checks that a new run does not mix with one that the folder holds.
 
-    The metrics of a run that left no checkpoint are put aside.
-
     Raises:
         RunFolderError: there are checkpoints of a run.
     """
-    found = sorted(p.name for p in Path(folder).glob("model_*.pth") if is_of_a_run(p.stem))
+    found = checkpoints_in(folder)
     if found:
         raise RunFolderError(
             f"OUTPUT_DIR {folder} holds a run already ({', '.join(found[:3])}): go on with it with "
             "--resume, choose another OUTPUT_DIR, or remove the folder"
         )
+
+
+def put_metrics_aside(folder: str) -> None:
+    """Renames the metrics of a run that left no checkpoint, which nothing can go on from."""
     metrics = Path(folder, "metrics.json")
-    if metrics.is_file() and metrics.stat().st_size:
-        aside = next(
-            path
-            for path in (metrics.with_name(f"metrics.earlier{i}.json") for i in range(10**6))
-            if not path.exists()
-        )
-        os.replace(metrics, aside)
-        logger.warning("%s is of a run that left no checkpoint: it is %s now", metrics, aside.name)
+    if checkpoints_in(folder) or not metrics.is_file() or not metrics.stat().st_size:
+        return
+    names = (metrics.with_name(f"metrics.earlier{i}.json") for i in range(10**6))
+    aside = next(path for path in names if not path.exists())
+    os.replace(metrics, aside)
+    logger.warning("%s is of a run that left no checkpoint: it is %s now", metrics, aside.name)
+
+
+def checkpoints_in(folder: str) -> list[str]:
+    """The names of a run's checkpoints."""
+    return sorted(p.name for p in Path(folder).glob("model_*.pth") if is_of_a_run(p.stem))

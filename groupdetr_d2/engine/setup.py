@@ -14,7 +14,8 @@ from ..data.catalog import check_classes, images_of
 from ..data.checks import check_registered
 from ..data.custom import register_custom_datasets
 from ..data.shapes import register_shapes
-from .run_folder import check_is_new, prepare_folder
+from ..distributed import first_process_first
+from .run_folder import check_is_new, prepare_folder, take_folder
 from .schedule import settle_schedule
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ def setup_config(args: Namespace) -> CfgNode:
     is_eval = getattr(args, "eval_only", False)
     if comm.is_main_process():
         prepare_folder(cfg.OUTPUT_DIR)
+        if not is_eval:
+            take_folder(cfg.OUTPUT_DIR)
         if not is_eval and not getattr(args, "resume", False):
             check_is_new(cfg.OUTPUT_DIR)
     comm.synchronize()
@@ -67,7 +70,7 @@ def settled(cfg: CfgNode) -> CfgNode:
 
 
 def scheduled(cfg: CfgNode, num_images: int | None) -> CfgNode:
-    """Returns a copy whose schedule is settled, and leaves it in the output folder.
+    """Returns a copy whose schedule is settled.
 
     Args:
         num_images: of an epoch; None if it is not known.
@@ -76,26 +79,21 @@ def scheduled(cfg: CfgNode, num_images: int | None) -> CfgNode:
     cfg.defrost()
     settle_schedule(cfg, num_images)
     cfg.freeze()
-    write_config(cfg)
     return cfg
 
 
 def with_seed(cfg: CfgNode, seed: int) -> CfgNode:
-    """Returns a copy with the seed that a resumed run goes on with, and writes it."""
-    if cfg.SEED == seed:
-        return cfg
+    """Returns a copy with the seed that a resumed run goes on with."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = seed
     cfg.freeze()
-    write_config(cfg)
     return cfg
 
 
 def write_config(cfg: CfgNode) -> None:
     """Writes `config.yaml` into the output folder, in the first process."""
     if comm.is_main_process() and cfg.OUTPUT_DIR:
-        prepare_folder(cfg.OUTPUT_DIR)
         Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
 
 
@@ -120,7 +118,8 @@ def settle_config(cfg: CfgNode) -> None:
     """
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed()
-    register_custom_datasets(cfg)
+    with first_process_first():  # it parses large files, which the others then map
+        register_custom_datasets(cfg)
     register_shapes(cfg)
     _check_batch(cfg)
 

@@ -5,7 +5,6 @@ import os
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
 
 import torch
 from detectron2.config import CfgNode
@@ -35,8 +34,8 @@ from .progress import ProgressPrinter
 from .report import LastEvaluation, ReportHook, read_evaluation, results_file
 from .reporting import UserErrorsAside
 from .resuming import Rates, check_resumed
-from .run_folder import check_is_new, lock_folder
-from .setup import check_test_sets, scheduled, settled, with_seed
+from .run_folder import check_is_new, give_folder_back, put_metrics_aside, take_folder
+from .setup import check_test_sets, scheduled, settled, with_seed, write_config
 from .solver import amp_dtype_of, build_optimizer, clip_norm_of
 from .train_step import TrainStep
 from .training_data import build_training_loader, fingerprints_of, number_of_images
@@ -55,6 +54,9 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own constructor cannot do DDP on a CPU; this is its order of things
         super(DefaultTrainer, self).__init__()
         cfg = settled(cfg)
+        if comm.is_main_process():
+            take_folder(cfg.OUTPUT_DIR)
+            put_metrics_aside(cfg.OUTPUT_DIR)
         loader = self.build_train_loader(cfg)
         check_test_sets(cfg)
         self.cfg = cfg = scheduled(cfg, number_of_images(loader))
@@ -64,21 +66,9 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.COMPILE:
             compile_parts(self.raw_model, cfg.MODEL.COMPILE)
         optimizer = self.build_optimizer(cfg, self.raw_model)
-        self._trainer = TrainStep(
-            wrap_for_processes(self.raw_model),
-            loader,
-            optimizer,
-            clip_norm=clip_norm_of(cfg),
-            amp_dtype=amp_dtype_of(cfg),
-            seed=cfg.SEED,
-            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
-            max_skipped=cfg.DATALOADER.MAX_SKIPPED,
-            nonfinite_budget=nonfinite_budget_of(cfg),
-            signals=self.signals,
-        )
+        self._trainer = self._build_step(cfg, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.rates = Rates(optimizer)
-        self.lock: IO[str] | None = None
         self.best, self.run_info, saved = Best(), RunInfo(cfg, fingerprints_of(cfg, loader)), {}
         self.last_evaluation: LastEvaluation | None = None
         if cfg.MODEL.EMA.ENABLED:
@@ -102,6 +92,22 @@ class Trainer(DefaultTrainer):
         )
         self.report_hook = ReportHook(cfg) if comm.is_main_process() else None
         self.register_hooks(self.build_hooks())
+
+    def _build_step(
+        self, cfg: CfgNode, loader: Iterable[list[dict]], optimizer: torch.optim.Optimizer
+    ) -> TrainStep:
+        return TrainStep(
+            wrap_for_processes(self.raw_model),
+            loader,
+            optimizer,
+            clip_norm=clip_norm_of(cfg),
+            amp_dtype=amp_dtype_of(cfg),
+            seed=cfg.SEED,
+            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
+            max_skipped=cfg.DATALOADER.MAX_SKIPPED,
+            nonfinite_budget=nonfinite_budget_of(cfg),
+            signals=self.signals,
+        )
 
     @property
     def last_batch(self) -> list[dict]:
@@ -135,9 +141,10 @@ class Trainer(DefaultTrainer):
             RunFolderError: the output folder holds another run, or one is writing to it.
         """
         if comm.is_main_process():
-            self.lock = lock_folder(self.cfg.OUTPUT_DIR)
+            take_folder(self.cfg.OUTPUT_DIR)
             if not self.start_iter:
                 check_is_new(self.cfg.OUTPUT_DIR)
+        write_config(self.cfg)
         check_shared_memory(self.cfg, comm.get_local_size())
         # the seed is that of the run that is resumed, if one is
         seed = self._trainer.seed
@@ -158,8 +165,7 @@ class Trainer(DefaultTrainer):
                 self.report_hook.report()
         finally:
             loop.removeFilter(aside)
-            if self.lock is not None:
-                self.lock.close()
+            give_folder_back(self.cfg.OUTPUT_DIR)
         return self.last_evaluation.results if self.last_evaluation else None
 
     def state_dict(self) -> dict:

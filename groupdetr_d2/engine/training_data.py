@@ -11,6 +11,7 @@ from ..data.catalog import check_classes, columns_of_set, images_of
 from ..data.checks import DatasetError, check_registered
 from ..data.coco_columns import JoinedImages
 from ..data.loader import TrainingSet, build_train_loader
+from ..distributed import first_process_first
 from ..modeling.meta_arch import task_of
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,9 @@ def load_training_set(cfg: CfgNode) -> JoinedImages:
     if not cfg.DATASETS.TRAIN:
         raise DatasetError("DATASETS.TRAIN is empty: name a data set, or give --train-json FILE")
     check_registered(cfg.DATASETS.TRAIN)
-    check_classes(cfg, cfg.DATASETS.TRAIN)
-    parts = [images_of(name) for name in cfg.DATASETS.TRAIN]
+    with first_process_first():  # it parses large files, which the others then map
+        check_classes(cfg, cfg.DATASETS.TRAIN)
+        parts = [images_of(name) for name in cfg.DATASETS.TRAIN]
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         parts = [part.with_objects() for part in parts]
     images = JoinedImages(parts)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..modeling.backbone import padding_of
-from ..modeling.meta_arch import SetPredictor
+from ..modeling.meta_arch import SetPredictor, check_square
 
 MIN_SAME = 0.9  # share of detections that PyTorch and onnxruntime have in common
 
@@ -54,6 +54,7 @@ def pad_for(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]
     divisor, square = padding_of(backbone)
     if divisor <= 1 and not square:
         return images, None
+    check_square(list(images[:1]), square)
     height, width = images.shape[-2:]
     divisor = max(divisor, 1)
     bottom, right = ((square - n) if square else -n % divisor for n in (height, width))

@@ -62,6 +62,11 @@ def predict(args: argparse.Namespace) -> int:
             except UserError as error:
                 say(f"error: {error}", sys.stderr)
                 continue
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise
+                say(f"error: the picture of {file} cannot be written ({error})", sys.stderr)
+                continue
             end.failed, done = end.failed - 1, done + 1
     try:
         write_results(results, out, predictor.threshold, predictor.task)
@@ -75,6 +80,8 @@ def predict(args: argparse.Namespace) -> int:
         f"objects with a score of at least {predictor.threshold:.2f}: {out} holds {written}"
         f"{'' if args.no_pictures else ' and the pictures'}"
     )
+    if end.error is not None:
+        raise end.error
     return end.exit_code
 
 
@@ -87,6 +94,7 @@ class EndOfWork:
 
     def __init__(self) -> None:
         self.failed, self.signal = 0, 0
+        self.error: Exception | None = None
 
     def __enter__(self) -> "EndOfWork":
         self._previous = signal.signal(signal.SIGTERM, self._stop)
@@ -103,8 +111,10 @@ class EndOfWork:
             say("stopped; what is done is written", sys.stderr)
         elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
             say("error: the disk is full; what is done is written as far as it fits", sys.stderr)
+        elif isinstance(error, Exception):
+            self.error = error  # raised when what is done is written
         else:
-            return False
+            return error is None
         return True
 
     @property
@@ -211,14 +221,15 @@ def output_paths(files: list[Path], out: Path) -> dict[Path, Path]:
         UserError: a file would be overwritten by its own result.
     """
     paths: dict[Path, Path] = {}
+    used: set[Path] = set()
     for file in files:
         is_video = file.suffix.lower() in VIDEO_SUFFIXES
         path = out / (f"{file.stem}.mp4" if is_video else picture_name(file))
-        while path in paths.values() and file not in paths:
+        while path in used and file not in paths:
             path = path.with_name(f"{file.absolute().parent.name}_{path.name}")
         if os.path.realpath(path) == os.path.realpath(file):
             raise UserError(f"{path} would be overwritten by its own result: choose another --out")
-        paths.setdefault(file, path)
+        used.add(paths.setdefault(file, path))
     return paths
 
 

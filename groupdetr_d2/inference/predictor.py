@@ -59,7 +59,7 @@ class Detections:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file under another name first, so that it is whole or not there."""
-    unfinished = path.with_name(f".{path.name[-200:]}.unfinished")
+    unfinished = path.with_name(f".{os.getpid()}.unfinished")
     try:
         unfinished.write_bytes(content)
         os.replace(unfinished, path)

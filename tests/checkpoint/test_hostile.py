@@ -207,3 +207,18 @@ def test_what_is_no_official_checkpoint_is_not_converted(tmp_path, name, source)
     with pytest.raises(SystemExit) as end:
         main(["convert", "--source", source, str(path), str(out)])
     assert "official.pth" in str(end.value) and not out.exists()
+
+
+@pytest.mark.parametrize("mean", [5, {}, {"model": 5}, {"model": {"a": 1}}])
+def test_a_running_mean_that_is_none_is_named(tmp_path, sound, mean):
+    path = tmp_path / "mean.pth"
+    torch.save({**sound, "mean_weights": mean}, path)
+    with pytest.raises(CheckpointError, match="mean.pth is no checkpoint that can be used"):
+        restore(path)
+
+
+def test_class_names_of_another_number_are_named(tmp_path, sound):
+    path = tmp_path / "names.pth"
+    torch.save({**sound, "run": {**sound["run"], "classes": ["cat"]}}, path)
+    with pytest.raises(CheckpointError, match="has 1 class names, and MODEL.DETR.NUM_CLASSES is 2"):
+        restore(path)

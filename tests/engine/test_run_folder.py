@@ -14,11 +14,13 @@ from groupdetr_d2.checkpoint import CheckpointError
 from groupdetr_d2.commands import build_parser
 from groupdetr_d2.engine.run_folder import (
     RunFolderError,
-    check_is_new,
-    lock_folder,
+    give_folder_back,
     prepare_folder,
+    put_metrics_aside,
+    take_folder,
 )
 from groupdetr_d2.engine.setup import setup_config
+from groupdetr_d2.engine.trainer import Trainer
 from tests.engine.test_engine import run_in_process, tiny_run, train_net
 
 
@@ -32,18 +34,45 @@ def test_a_new_run_does_not_mix_with_another(tmp_path):
 
 def test_the_metrics_of_a_run_without_checkpoints_are_put_aside(tmp_path, package_log):
     (tmp_path / "metrics.json").write_text('{"iteration": 1}\n')
-    check_is_new(str(tmp_path))
+    put_metrics_aside(str(tmp_path))
     assert (tmp_path / "metrics.earlier0.json").read_text() == '{"iteration": 1}\n'
     assert "is of a run that left no checkpoint" in package_log.text
-    check_is_new(str(tmp_path))
+    put_metrics_aside(str(tmp_path))
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_run_that_left_no_checkpoint_is_begun_anew(tmp_path):
+    """The usual command of a queue is --resume, also the first time."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/metrics.json").write_text('{"iteration": 0, "total_loss": 1.0}\n')
+    run_in_process(tiny_run(tmp_path), resume=True)
+    assert len((tmp_path / "out/metrics.earlier0.json").read_text().splitlines()) == 1
+    assert '"iteration": 5' in (tmp_path / "out/metrics.json").read_text()
+
+
+def test_a_run_that_is_refused_changes_nothing(tmp_path):
+    run_in_process(tiny_run(tmp_path), iterations=3)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir() if p.is_file()}
+    cfg = setup_config(parsed(tiny_run(tmp_path, "SEED", 7), resume=True))
+    with pytest.raises(RunFolderError, match="holds a run already"):
+        Trainer(cfg).train()
+    after = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir() if p.is_file()}
+    assert {name: after[name] for name in ("config.yaml", "metrics.json")} == {
+        name: before[name] for name in ("config.yaml", "metrics.json")
+    }
+
+
+def parsed(arguments, *, resume):
+    args = build_parser().parse_args(["train", *map(str, arguments)])
+    args.resume = resume
+    return args
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
     """The first one is in another process; the lock goes when it ends."""
     code = (
-        "import sys, time; from groupdetr_d2.engine.run_folder import lock_folder;"
-        "held = lock_folder(sys.argv[1]); print('held', flush=True); time.sleep(60)"
+        "import sys, time; from groupdetr_d2.engine.run_folder import take_folder;"
+        "take_folder(sys.argv[1]); print('held', flush=True); time.sleep(60)"
     )
     first = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)],
@@ -52,10 +81,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     )
     assert first.stdout.readline() == "held\n"
     with pytest.raises(RunFolderError, match="another training is writing to OUTPUT_DIR"):
-        lock_folder(str(tmp_path))
+        take_folder(str(tmp_path))
     first.kill()
     first.wait()
-    lock_folder(str(tmp_path)).close()
+    take_folder(str(tmp_path))
+    give_folder_back(str(tmp_path))
 
 
 @pytest.mark.parametrize("folder", ["taken", "taken/below", "/proc/x"])
@@ -200,3 +230,16 @@ def test_weights_out_of_reach_are_named(tmp_path):
     assert f"MODEL.WEIGHTS {address} cannot be reached" in done.stderr
     done = train_net(*tiny_run(tmp_path, "MODEL.WEIGHTS", tmp_path), check=False)
     assert "(MODEL.WEIGHTS) is a folder" in done.stderr
+
+
+def test_classes_that_the_checkpoint_does_not_know_are_not_evaluated(tmp_path):
+    run_in_process(tiny_run(tmp_path), iterations=2)
+    arguments = tiny_run(tmp_path, "MODEL.WEIGHTS", tmp_path / "out/model_final.pth")
+
+    def rename(content):
+        content["categories"][1]["name"] = "horse"
+
+    for file in ("train.json", "val.json"):
+        rewritten(tmp_path / file, rename)
+    done = train_net("--eval-only", *arguments, check=False)
+    assert done.returncode == 1 and "does not know the classes ['horse']" in done.stderr

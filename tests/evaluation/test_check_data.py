@@ -184,3 +184,53 @@ def test_yolo_folders_that_are_none_are_named(tmp_path):
     (tmp_path / "classes.txt").write_text("cat\n")
     with pytest.raises(DatasetError, match="has no images"):
         convert_yolo(tmp_path, tmp_path / "out")
+
+
+def test_a_split_test_without_labels_is_left_out(tmp_path, package_log):
+    folder = write_yolo(tmp_path / "yolo", "images first")
+    (folder / "images/test").mkdir()
+    cv2.imwrite(str(folder / "images/test/c.png"), np.zeros((50, 100, 3), np.uint8))
+    assert set(convert_yolo(folder, tmp_path / "out")) == {"train", "val"}
+    assert "the images of the split test have no labels" in package_log.text
+    for path in (folder / "labels/val").iterdir():
+        path.unlink()
+    with pytest.raises(DatasetError, match="none of 2 images has a label file"):
+        convert_yolo(folder, tmp_path / "out")
+
+
+YOLO_LINES = {
+    "0 0.5 0.5 0.2 0.4 " + "0.1 0.1 2 " * 3: ((0.5, 0.5, 0.2, 0.4), 9),  # a pose of three points
+    "0 0.5 0.5 0.2 0.4": ((0.5, 0.5, 0.2, 0.4), 9),
+    "1 0.4 0.2 0.6 0.2 0.6 0.6 0.4 0.6": ((0.5, 0.4, 0.2, 0.4), 0),  # a rotated box
+}
+
+
+@pytest.mark.parametrize("line", YOLO_LINES)
+def test_lines_of_poses_and_rotated_boxes(tmp_path, line):
+    (tmp_path / "a.txt").write_text(line)
+    box, keypoints = YOLO_LINES[line]
+    ((_, found),) = read_labels(tmp_path / "a.txt", Labels(["cat", "dog"], keypoints))
+    assert found == pytest.approx(box)
+
+
+def test_lists_paths_elsewhere_and_links(tmp_path):
+    """Images that a text file lists, in a folder that `path` names, one of them a link."""
+    data = write_yolo(tmp_path / "data", "images first")
+    settings = tmp_path / "settings"
+    settings.mkdir()
+    (tmp_path / "store.png").write_bytes((data / "images/train/a.png").read_bytes())
+    (data / "images/train/a.png").unlink()
+    (data / "images/train/a.png").symlink_to(tmp_path / "store.png")
+    (data / "list.txt").write_text("./images/train/a.png\nimages/train/b.png\n")
+    (settings / "data.yaml").write_text("path: ../data\ntrain: list.txt\nnames: [cat, dog]\n")
+    content = json.loads(convert_yolo(settings, tmp_path / "out")["train"].read_text())
+    assert [len(content[key]) for key in ("images", "annotations")] == [2, 2]
+    found = inspect_coco(str(tmp_path / "out/train.json"), str(settings))
+    assert not found.has_errors
+
+
+@pytest.mark.parametrize("content", ["- 1", "hello", "names: 5", "kpt_shape: x\nnames: [a]"])
+def test_a_description_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "data.yaml").write_text(content)
+    with pytest.raises(DatasetError, match=str(tmp_path)):
+        convert_yolo(tmp_path, tmp_path / "out")
