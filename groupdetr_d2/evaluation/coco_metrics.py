@@ -109,51 +109,34 @@ def _by_class(run: Any) -> list[float]:
 
 
 def _truth(module: ModuleType, truth: CocoColumns) -> Any:
-    rows = zip(
-        truth.image_of.tolist(),
-        truth.class_of.tolist(),
-        truth.boxes.tolist(),
-        truth.areas.tolist(),
-        truth.crowd.tolist(),
-        strict=True,
-    )
-    annotations = [
-        {
-            "id": i,
-            "image_id": image + 1,
-            "category_id": category + 1,
-            "bbox": box,
-            "area": area,
-            "iscrowd": int(crowd),
-        }
-        for i, (image, category, box, area, crowd) in enumerate(rows, 1)
-    ]
-    return _indexed(module, truth, annotations)
+    return _indexed(module, truth, _annotations(truth, truth.areas, truth.crowd))
 
 
 def _found(module: ModuleType, truth: CocoColumns, found: DetectionColumns) -> Any:
     areas = found.boxes[:, 2] * found.boxes[:, 3]
-    rows = zip(
-        found.image_of.tolist(),
-        found.class_of.tolist(),
-        found.boxes.tolist(),
-        found.scores.tolist(),
-        areas.tolist(),
-        strict=True,
-    )
-    annotations = [
+    annotations = _annotations(found, areas, np.zeros(len(areas), dtype=bool))
+    for annotation, score in zip(annotations, found.scores.tolist(), strict=True):
+        annotation["score"] = score
+    return _indexed(module, truth, annotations)
+
+
+def _annotations(
+    columns: CocoColumns | DetectionColumns, areas: np.ndarray, crowd: np.ndarray
+) -> list[dict]:
+    """Makes COCO's records of objects or detections, with ids that count from 1."""
+    places = (columns.image_of, columns.class_of, columns.boxes, areas, crowd.astype(int))
+    rows = zip(*(x.tolist() for x in places), strict=True)
+    return [
         {
             "id": i,
             "image_id": image + 1,
             "category_id": category + 1,
             "bbox": box,
-            "score": score,
             "area": area,
-            "iscrowd": 0,
+            "iscrowd": is_crowd,
         }
-        for i, (image, category, box, score, area) in enumerate(rows, 1)
+        for i, (image, category, box, area, is_crowd) in enumerate(rows, 1)
     ]
-    return _indexed(module, truth, annotations)
 
 
 def _indexed(module: ModuleType, truth: CocoColumns, annotations: list[dict]) -> Any:
