@@ -320,6 +320,25 @@ def test_optimizers_are_adamw_and_clip(cfg):
     assert gradients_after_step(build_optimizer(cfg, model), model) > 10
 
 
+def test_clipping_is_the_same_under_a_gradient_scaler(cfg):
+    """A scaler leaves gradients scaled for a fused optimizer, whose step unscales them."""
+    cfg.SOLVER.BASE_LR, found = 0.1, []
+    cfg.SOLVER.OPTIMIZER, scales = "ADAMW", (1.0, 4096.0)
+    for scale in scales:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        optimizer = build_optimizer(cfg, model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for target in (1.0, 2.0, 50.0):
+            optimizer.zero_grad()
+            loss = (model(torch.ones(3)) - target).square().sum()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("clips", [True, False])
 def test_sgd_never_comes_silently(cfg, clips):
     """A script may have imported Detectron2's function before this package taught it."""

@@ -126,7 +126,7 @@ def measure_step(
         keep_freed_memory()
     torch.manual_seed(0)
     model = build_model(cfg).train(training)
-    optimizer = build_optimizer(cfg, model)
+    optimizer = build_optimizer(cfg, model, clips=False)
     batch = make_batch(size, batch_size, num_objects, cfg.MODEL.DETR.NUM_CLASSES)
     head = model.head
     parts = {

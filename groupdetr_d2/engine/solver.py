@@ -30,10 +30,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, *, clips: bool = True) -> to
         {"params": backbone, "lr": lr * cfg.SOLVER.BACKBONE_MULTIPLIER},
     ]
     groups = [group for group in groups if group["params"]]
-    # a gradient scaler leaves it to a fused optimizer to unscale gradients, which is after clipping
-    optimizer = torch.optim.AdamW(
-        groups, lr=lr, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=not clips
-    )
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
     if clips and clip_norm_of(cfg):
         _clip_in_step(optimizer, clip_norm_of(cfg))
     return optimizer
@@ -42,7 +39,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, *, clips: bool = True) -> to
 def _clip_in_step(optimizer: torch.optim.Optimizer, norm: float) -> None:
     def clip(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, norm)
+        # a gradient scaler leaves it to a fused optimizer to unscale gradients, in its step
+        scale = getattr(optimizer, "grad_scale", None)
+        nn.utils.clip_grad_norm_(parameters, norm if scale is None else norm * scale.item())
 
     optimizer.register_step_pre_hook(clip)
 

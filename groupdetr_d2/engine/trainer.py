@@ -133,6 +133,8 @@ class Trainer(DefaultTrainer):
             self.rates.apply(self.optimizer, self.scheduler)
             self.cfg = with_seed(self.cfg, self._trainer.seed)
             self.run_info.config = self.cfg.dump()
+            if self.report_hook:
+                self.report_hook.cfg = self.cfg
 
     def train(self) -> dict | None:
         """Runs the iterations that are left; returns the last evaluation's results, if any.
