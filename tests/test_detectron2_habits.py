@@ -320,23 +320,16 @@ def test_optimizers_are_adamw_and_clip(cfg):
     assert gradients_after_step(build_optimizer(cfg, model), model) > 10
 
 
-def test_clipping_is_the_same_under_a_gradient_scaler(cfg):
+@pytest.mark.parametrize("scale", [1.0, 4096.0])
+def test_clipping_is_the_same_under_a_gradient_scaler(cfg, scale):
     """A scaler leaves gradients scaled for a fused optimizer, whose step unscales them."""
-    cfg.SOLVER.BASE_LR, found = 0.1, []
-    cfg.SOLVER.OPTIMIZER, scales = "ADAMW", (1.0, 4096.0)
-    for scale in scales:
-        torch.manual_seed(0)
-        model = torch.nn.Linear(3, 2)
-        optimizer = build_optimizer(cfg, model)
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        for target in (1.0, 2.0, 50.0):
-            optimizer.zero_grad()
-            loss = (model(torch.ones(3)) - target).square().sum()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    torch.testing.assert_close(*found)
+    model = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(cfg, model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    scaler.scale((model(torch.ones(3)) - 50).square().sum()).backward()
+    scaler.step(optimizer)
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+    assert norm == pytest.approx(cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE, rel=1e-4)
 
 
 @pytest.mark.parametrize("clips", [True, False])
