@@ -28,6 +28,11 @@ def find_config(name: str) -> str:
     return name
 
 
+def train_command() -> str:
+    """The command that trains in this folder: the script of a checkout, or the package's own."""
+    return "train_net.py" if Path("train_net.py").is_file() else "-m groupdetr_d2 train"
+
+
 def known_configs() -> list[Path]:
     """The yamls of the installation, relative to `configs/`."""
     return sorted(p.relative_to(config_folder()) for p in config_folder().rglob("*.yaml"))

@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from tabulate import tabulate
 
+from ..config.files import train_command
 from ..data.catalog import images_of
 from ..evaluation.drawing import draw_curves
 from ..evaluation.evaluation_report import Evaluation
@@ -69,8 +70,7 @@ def next_commands(cfg: CfgNode, has_ended: bool = True) -> str:
     """The commands that evaluate, continue and predict, one per line."""
     folder = shlex.quote(cfg.OUTPUT_DIR)
     python = sys.executable
-    script = "train_net.py" if Path("train_net.py").is_file() else "-m groupdetr_d2 train"
-    train = f"{python} {script} --config-file {folder}/config.yaml"
+    train = f"{python} {train_command()} --config-file {folder}/config.yaml"
     names = ("model_final.pth", "model_best.pth")[0 if has_ended else 1 :]
     own = [Path(cfg.OUTPUT_DIR) / name for name in names]
     found = next(filter(Path.is_file, own), cfg.MODEL.WEIGHTS)  # the latter after --eval-only

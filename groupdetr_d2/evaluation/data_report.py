@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..config.files import train_command
 from ..data.coco_columns import CocoColumns, CocoImages, is_bad_box
 from ..data.coco_rules import plain
 from ..data.image_file import ImageReadError, read_bgr
@@ -30,7 +31,7 @@ def check_data(args: argparse.Namespace) -> int:
         sets = {split: (str(path), args.yolo) for split, path in written.items()}
     results = {name: check(name, *paths, args) for name, paths in sets.items()}
     if args.yolo:
-        sys.stdout.write(train_command(sets))
+        sys.stdout.write(command_for(sets))
     return int(any(found.has_errors for found in results.values()))
 
 
@@ -96,10 +97,10 @@ def draw_scaled(shape: tuple, boxes: list, classes: list, names: list, image: np
     return draw_boxes(image, np.array(boxes).reshape(-1, 4) * scale, classes, names)
 
 
-def train_command(sets: dict[str, tuple[str, str]]) -> str:
+def command_for(sets: dict[str, tuple[str, str]]) -> str:
     """Formats the command that trains on converted data."""
     flags = []
     for split, (json_file, images) in sets.items():
         if split in ("train", "val"):
             flags += [f"--{split}-json {json_file}", f"--{split}-images {images}"]
-    return f"train with: python train_net.py --config-file ... {' '.join(flags)}\n"
+    return f"train with: python {train_command()} --config-file ... {' '.join(flags)}\n"
