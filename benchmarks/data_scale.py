@@ -178,8 +178,8 @@ def report(folder: Path) -> None:
     def work() -> None:
         results = BOXES.read_results("val", folder / RESULTS)
         evaluation = Evaluation.of(results, truth.class_names)
-        confusion_matrix(results, CLASSES, evaluation.threshold)
-        [mistakes_of(image, evaluation.threshold) for image in results]
+        confusion_matrix(evaluation.pairs, CLASSES)
+        [mistakes_of(pairs) for pairs in evaluation.pairs]
 
     measured(work)
 

@@ -130,22 +130,23 @@ def best_threshold(together: Curves) -> float:
     return float(together.scores[int(f1.argmax())])
 
 
-def confusion_matrix(
-    images: Sequence[ImageResult], num_classes: int, threshold: float
-) -> np.ndarray:
+def confusion_matrix(pairs: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
     """Counts (C + 1, C + 1) pairs of true class and found class; the last of each is "nothing".
 
-    Detections of at least `threshold` take, best first, the free object that they overlap most,
-    whatever its class.
+    Args:
+        pairs: of each image, see :func:`pairs_of`.
     """
     matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=int)
-    for image in images:
-        np.add.at(matrix, tuple(pairs_of(image, threshold).T), 1)
+    np.add.at(matrix, tuple(np.concatenate(pairs).T), 1)
     return matrix
 
 
 def pairs_of(image: ImageResult, threshold: float) -> np.ndarray:
-    """Pairs true and found class of every object and detection, (P, 2); -1 where there is none."""
+    """Pairs true and found class of every object and detection, (P, 2); -1 where there is none.
+
+    Detections of at least `threshold` take, best first, the free object that they overlap most,
+    whatever its class.
+    """
     kept = image.scores >= threshold
     iou, classes = image.overlaps[kept], image.classes[kept]
     is_free = ~image.crowd
@@ -163,7 +164,6 @@ def pairs_of(image: ImageResult, threshold: float) -> np.ndarray:
     return np.concatenate([found, np.stack([missed, np.full(len(missed), -1)], 1)])
 
 
-def mistakes_of(image: ImageResult, threshold: float) -> int:
-    """Counts objects missed, detections of nothing, and wrong classes."""
-    true, found = pairs_of(image, threshold).T
-    return int((true != found).sum())
+def mistakes_of(pairs: np.ndarray) -> int:
+    """Counts objects missed, detections of nothing and wrong classes in the pairs of an image."""
+    return int((pairs[:, 0] != pairs[:, 1]).sum())

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import cv2
@@ -17,6 +17,7 @@ from .detection_curves import (
     best_threshold,
     confusion_matrix,
     mistakes_of,
+    pairs_of,
 )
 from .drawing import draw_tile, sheet
 from .lettering import drawable, use_fonts_in_figures
@@ -36,6 +37,11 @@ class Evaluation:
     together: Curves
     threshold: float  # with the best F1
 
+    @cached_property
+    def pairs(self) -> list[np.ndarray]:
+        """True and found class of all objects and detections, image by image."""
+        return [pairs_of(image, self.threshold) for image in self.images]
+
     @classmethod
     def of(cls, images: list[ImageResult], names: Sequence[str]) -> "Evaluation":
         """Computes the curves of images whose classes have these names."""
@@ -54,7 +60,7 @@ def write_evaluation(evaluation: Evaluation, metrics: dict, folder: Path, draw: 
     use_fonts_in_figures(tuple(evaluation.names))
     write_csv(folder / "per_class.csv", rows)
     by_class, names = evaluation.by_class, [drawable(name) for name in evaluation.names]
-    matrix = confusion_matrix(evaluation.images, len(names), evaluation.threshold)
+    matrix = confusion_matrix(evaluation.pairs, len(names))
     figures = {
         "pr_curve": draw_precision_recall(by_class, names),
         "f1_curve": draw_f1(by_class, evaluation.together, names, evaluation.threshold),
@@ -95,8 +101,8 @@ def per_class_rows(evaluation: Evaluation, metrics: dict) -> list[dict]:
 
 def draw_worst(evaluation: Evaluation, draw: Draw) -> np.ndarray | None:
     """Draws truth beside predictions, the images with the most mistakes first."""
-    threshold, tiles = evaluation.threshold, []
-    mistakes = [mistakes_of(image, threshold) for image in evaluation.images]
+    tiles: list[np.ndarray] = []
+    mistakes = [mistakes_of(pairs) for pairs in evaluation.pairs]
     for i in np.argsort(-np.array(mistakes), kind="stable")[:SHOWN_IMAGES]:
         tiles += _pair(evaluation, evaluation.images[i], mistakes[i], draw)
     return sheet(tiles, columns=4) if tiles else None

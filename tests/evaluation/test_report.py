@@ -23,6 +23,7 @@ from groupdetr_d2.evaluation.detection_curves import (
     box_overlaps,
     confusion_matrix,
     mistakes_of,
+    pairs_of,
 )
 from groupdetr_d2.evaluation.evaluation_report import Evaluation, per_class_rows
 from groupdetr_d2.evaluation.metrics_file import read_metrics
@@ -67,7 +68,7 @@ def test_crowds_and_empty_images_do_not_count():
     (curves, other), together = all_curves([crowded, image([], [])], 2)
     assert curves.num_objects == 1 and curves.precision.tolist() == [1.0]
     assert np.isnan(other.average_precision) and len(together.scores) == 1
-    assert mistakes_of(crowded, 0.5) == 0
+    assert mistakes_of(pairs_of(crowded, 0.5)) == 0
     nothing = all_curves([image([], [])], 1)[1]
     assert best_threshold(nothing) == 0.5
 
@@ -76,9 +77,9 @@ def test_confusion_counts_every_object_and_every_detection_once():
     mixed = image(
         [(0, 0), (1, 50), (1, 90)], [(1, 0, 0.9), (1, 50, 0.8), (0, 200, 0.7), (0, 90, 0.1)]
     )
-    matrix = confusion_matrix([mixed, mixed], 2, threshold=0.5)
+    matrix = confusion_matrix([pairs_of(mixed, 0.5)] * 2, 2)
     expected = np.array([[0, 1, 0], [0, 1, 1], [1, 0, 0]])  # truth: 0, 1, nothing
-    assert (matrix == 2 * expected).all() and mistakes_of(mixed, 0.5) == 3
+    assert (matrix == 2 * expected).all() and mistakes_of(pairs_of(mixed, 0.5)) == 3
 
 
 def test_ap50_is_that_of_coco(tmp_path):
