@@ -240,6 +240,10 @@ def test_coco_evaluator_of_several_tasks_on_a_set_without_a_json(cfg, tmp_path):
     evaluator = COCOEvaluator(name, output_dir=str(tmp_path))  # finds its tasks itself
     results = inference_on_dataset(model, loader, evaluator)
     assert set(results) == {"bbox"} and results["bbox"]["AP"] >= 0
+    for task in ("segm", "keypoints"):
+        wanting = COCOEvaluator(name, ("bbox", task), output_dir=str(tmp_path))
+        with pytest.raises(UserError, match=f"asked for {task}, and the detections have no"):
+            inference_on_dataset(model, loader, wanting)
 
 
 @pytest.mark.parametrize("name", ["group_conditional_detr_shapes", "dino_shapes"])

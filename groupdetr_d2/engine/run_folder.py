@@ -47,7 +47,7 @@ def take_folder(folder: str) -> None:
     path = os.path.realpath(os.path.join(folder, LOCK))
     if path in _HELD:
         return
-    file = open(path, "a")  # noqa: SIM115  closing it would give the lock back
+    file = open(path, "a")  # closing it would give the lock back
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
