@@ -49,6 +49,7 @@ setup(
         "safetensors>=0.4",
         "msgspec>=0.18",  # annotation files
         "shtab>=1.7",  # shell completion, pure Python
+        "noto-cjk-sans-otc",  # one font (15 MB), for class names in Chinese, Japanese and Korean
     ],
     extras_require={
         # what Detectron2 itself imports, for installations of it without dependencies

@@ -1,7 +1,13 @@
-"""Text on pictures: class names and file names of any script, in the fonts of this machine."""
+"""Text on pictures: class names and file names of any script.
+
+matplotlib's own font has the Latin, Greek, Cyrillic, Arabic and Hebrew letters, Noto Sans CJK the
+Chinese, Japanese and Korean ones; the fonts of the machine add others.
+"""
 
 import functools
+import importlib.util
 import logging
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -61,7 +67,7 @@ def drawable(text: str) -> str:
 def _warn(letters: str) -> None:
     logger.warning(
         "no font of this machine has %s: pictures show codes in their place. Installing a font "
-        "that has them (such as fonts-noto-cjk) helps",
+        "that has them helps (pip install noto-cjk-sans-otc has Chinese, Japanese and Korean)",
         letters.encode("utf-8", "replace").decode(),
     )
 
@@ -89,13 +95,20 @@ def _letters_of(path: str) -> frozenset[int]:
 
 @functools.cache
 def fonts() -> list[str]:
-    """The font files of this machine, matplotlib's own first."""
+    """The font files: matplotlib's own, Noto Sans CJK, then those of this machine."""
     own = font_manager.findfont("DejaVu Sans")
     system = font_manager.findSystemFonts()
     return [
         own,
+        *_noto(),
         *sorted(path for path in system if path.lower().endswith((".ttf", ".otf", ".ttc"))),
     ]
+
+
+def _noto() -> list[str]:
+    package = importlib.util.find_spec("noto_cjk_sans_otc")
+    folder = package and package.submodule_search_locations
+    return [str(path) for path in sorted(Path(folder[0]).glob("*.ttc"))] if folder else []
 
 
 def use_fonts_in_figures(names: tuple[str, ...]) -> None:
