@@ -1,7 +1,7 @@
 """Precision, recall, F1 and confusion of detections, from COCO-style matching at one overlap."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,8 @@ class ImageResult:
     classes: np.ndarray  # (M,), best first
     scores: np.ndarray  # (M,)
     overlaps: np.ndarray  # (M, T) IoU as the task has it
-    truth: Instances | None = None  # of T objects, to be drawn
-    found: Instances | None = None  # of M detections, to be drawn
+    truth: Callable[[], Instances] | None = None  # makes T objects, to be drawn
+    found: Callable[[], Instances] | None = None  # makes M detections, to be drawn
 
 
 @dataclass
@@ -103,23 +103,24 @@ def all_curves(images: Sequence[ImageResult], num_classes: int) -> tuple[list[Cu
         is_right, counts = match_image(image)
         parts.append((image.scores[counts], is_right[counts], image.classes[counts]))
     scores, right, classes = (np.concatenate(part) for part in zip(*parts, strict=True))
-    order = np.argsort(classes, kind="stable")
-    ends = np.searchsorted(classes[order], np.arange(num_classes + 1))
-    chosen = [order[first:last] for first, last in itertools.pairwise(ends)]
-    by_class = [
+    order = np.argsort(-scores, kind="stable")
+    scores, right, classes = scores[order], right[order], classes[order]
+    # numpy sorts small integers in linear time
+    by_class = np.argsort(classes.astype(np.min_scalar_type(num_classes)), kind="stable")
+    ends = np.searchsorted(classes[by_class], np.arange(num_classes + 1))
+    chosen = (by_class[first:last] for first, last in itertools.pairwise(ends))
+    curves = [
         _curves(scores[own], right[own], int(number))
         for own, number in zip(chosen, num_objects, strict=True)
     ]
-    together = np.concatenate([*chosen, np.zeros(0, dtype=int)])
-    return by_class, _curves(scores[together], right[together], int(num_objects.sum()))
+    return curves, _curves(scores, right, int(num_objects.sum()))
 
 
 def _curves(scores: np.ndarray, right: np.ndarray, num_objects: int) -> Curves:
-    """Computes curves from every detection's score and whether it is right."""
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(right[order])
+    """Computes curves from every detection's score, falling, and whether it is right."""
+    hits = np.cumsum(right)
     precision = hits / np.maximum(np.arange(len(hits)) + 1, 1)
-    return Curves(num_objects, scores[order], precision, hits / max(num_objects, 1))
+    return Curves(num_objects, scores, precision, hits / max(num_objects, 1))
 
 
 def best_threshold(together: Curves) -> float:

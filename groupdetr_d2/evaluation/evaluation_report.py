@@ -115,9 +115,9 @@ def _pair(
         picture = read_bgr(image.name)
     except ImageReadError:
         return []
-    found = image.found[image.scores >= evaluation.threshold]
+    found = image.found()[image.scores >= evaluation.threshold]
     draw_truth, draw_found = (
-        partial(draw, instances=x, names=evaluation.names) for x in (image.truth, found)
+        partial(draw, instances=x, names=evaluation.names) for x in (image.truth(), found)
     )
     file = Path(image.name).name[-28:]
     return [

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -87,12 +88,14 @@ def read_results(dataset: str, results_file: Path) -> list[ImageResult]:
     images = images_of(dataset, is_evaluated=True)
     columns = images.columns
     records = msgspec.json.decode(results_file.read_bytes(), type=list[_Result])
+    image_ids, category_ids, found, scores = (
+        list(map(attrgetter(name), records)) for name in _Result.__struct_fields__
+    )
     places = {identity: i for i, identity in enumerate(columns.image_ids)}
     class_places = {identity: i for i, identity in enumerate(columns.category_ids)}
-    image_of = np.array([places[r.image_id] for r in records], dtype=int)
-    classes = np.array([class_places[r.category_id] for r in records], dtype=int)
-    scores = np.array([r.score for r in records], dtype=np.float64)
-    boxes = _corners([r.bbox for r in records])
+    image_of = np.array(list(map(places.__getitem__, image_ids)), dtype=int)
+    classes = np.array(list(map(class_places.__getitem__, category_ids)), dtype=int)
+    scores, boxes = np.array(scores, dtype=np.float64), _corners(found)
     order = np.lexsort((-scores, image_of))  # best first in each image
     ends = np.searchsorted(image_of[order], np.arange(len(columns.image_ids) + 1))
     return [
@@ -104,14 +107,19 @@ def read_results(dataset: str, results_file: Path) -> list[ImageResult]:
 def _image_result(
     d: dict, boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray
 ) -> ImageResult:
-    annotations = d["annotations"]
+    annotations, size = d["annotations"], (d["height"], d["width"])
     true_boxes = _corners([a["bbox"] for a in annotations])
     crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)
     true_classes = np.array([a["category_id"] for a in annotations], dtype=int)
-    size = (d["height"], d["width"])
-    truth = Instances(size, gt_boxes=Boxes(true_boxes), gt_classes=torch.from_numpy(true_classes))
-    detections = Instances(size, pred_boxes=Boxes(boxes), scores=torch.from_numpy(scores))
-    detections.pred_classes = torch.from_numpy(classes)
+
+    def truth() -> Instances:
+        labels = torch.from_numpy(true_classes)
+        return Instances(size, gt_boxes=Boxes(true_boxes), gt_classes=labels)
+
+    def found() -> Instances:
+        values = {"scores": torch.from_numpy(scores), "pred_classes": torch.from_numpy(classes)}
+        return Instances(size, pred_boxes=Boxes(boxes), **values)
+
     return ImageResult(
         name=d["file_name"],
         true_classes=true_classes,
@@ -120,7 +128,7 @@ def _image_result(
         scores=scores,
         overlaps=box_overlaps(boxes, true_boxes, crowd),
         truth=truth,
-        found=detections,
+        found=found,
     )
 
 

@@ -11,7 +11,10 @@ def drawn(text):
     return put_text(np.zeros((40, 300, 3), np.uint8), text, (5, 30), 0.6, (255, 255, 255))
 
 
-@pytest.mark.parametrize("text", ["Köter", "собака", "σκύλος", "mèo", "狗、车", "いぬ", "강아지", "كلب"])
+NAMES = ["Köter", "собака", "σκύλος", "mèo", "كلب", "狗车", "いぬ", "강아지"]
+
+
+@pytest.mark.parametrize("text", NAMES)
 def test_letters_are_letters(text):
     """OpenCV draws a question mark for each byte that is not ASCII."""
     assert drawable(text) == text
