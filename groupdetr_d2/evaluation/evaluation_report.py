@@ -115,6 +115,7 @@ def _pair(
         picture = read_bgr(image.name)
     except ImageReadError:
         return []
+    assert image.truth is not None and image.found is not None
     found = image.found()[image.scores >= evaluation.threshold]
     draw_truth, draw_found = (
         partial(draw, instances=x, names=evaluation.names) for x in (image.truth(), found)

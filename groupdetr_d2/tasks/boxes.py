@@ -88,14 +88,14 @@ def read_results(dataset: str, results_file: Path) -> list[ImageResult]:
     images = images_of(dataset, is_evaluated=True)
     columns = images.columns
     records = msgspec.json.decode(results_file.read_bytes(), type=list[_Result])
-    image_ids, category_ids, found, scores = (
+    image_ids, category_ids, found_boxes, found_scores = (
         list(map(attrgetter(name), records)) for name in _Result.__struct_fields__
     )
     places = {identity: i for i, identity in enumerate(columns.image_ids)}
     class_places = {identity: i for i, identity in enumerate(columns.category_ids)}
     image_of = np.array(list(map(places.__getitem__, image_ids)), dtype=int)
     classes = np.array(list(map(class_places.__getitem__, category_ids)), dtype=int)
-    scores, boxes = np.array(scores, dtype=np.float64), _corners(found)
+    scores, boxes = np.array(found_scores, dtype=np.float64), _corners(found_boxes)
     order = np.lexsort((-scores, image_of))  # best first in each image
     ends = np.searchsorted(image_of[order], np.arange(len(columns.image_ids) + 1))
     return [
