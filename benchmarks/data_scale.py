@@ -153,7 +153,7 @@ def evaluate(folder: Path, module: str, evaluation: str) -> None:
     """Evaluates with one of the packages."""
     import importlib
 
-    from groupdetr_d2.evaluation.coco_metrics import box_metrics
+    from groupdetr_d2.evaluation.coco_metrics import coco_metrics
 
     truth, found = detections(folder)
     package = importlib.import_module(module)
@@ -161,18 +161,18 @@ def evaluate(folder: Path, module: str, evaluation: str) -> None:
         importlib.import_module("pycocotools.cocoeval") if module == "pycocotools.coco" else package
     )
     chosen = (module, package, getattr(home, evaluation))
-    measured(lambda: box_metrics(truth, found, truth.class_names, package=chosen))
+    measured(lambda: coco_metrics(truth, found, truth.class_names, package=chosen))
 
 
 def report(folder: Path) -> None:
     """Computes curves, the threshold and the worst images, as the report of a training does."""
-    from groupdetr_d2.evaluation.box_evaluator import RESULTS, BoxEvaluator
+    from groupdetr_d2.evaluation.coco_evaluator import RESULTS, CocoEvaluator
     from groupdetr_d2.evaluation.detection_curves import confusion_matrix, mistakes_of
     from groupdetr_d2.evaluation.evaluation_report import Evaluation
     from groupdetr_d2.tasks.boxes import BOXES
 
     truth, found = detections(folder)
-    evaluator = BoxEvaluator("val", str(folder))
+    evaluator = CocoEvaluator("val", str(folder))
     evaluator.write(found)
 
     def work() -> None:

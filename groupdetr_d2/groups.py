@@ -6,6 +6,7 @@ self-attention, matching and the loss normaliser can tell groups apart; every ot
 DETR treats queries independently. Inference uses group 0 alone, the primary group.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,6 +97,10 @@ class QueryGroups:
         """The numbers of the groups, 0 .. K-1."""
         return range(self.num_groups)
 
+    def numbers_of(self, query: Tensor) -> Tensor:
+        """Returns the group that each query belongs to, by its index 0 .. K*N-1."""
+        return torch.div(query, self.num_queries, rounding_mode="floor")
+
     def normalizer(self, num_targets: float) -> float:
         """Returns the divisor that turns summed losses into a mean over groups (Eq. 7).
 
@@ -104,6 +109,10 @@ class QueryGroups:
         K times as much; here the mean over groups holds for every batch.
         """
         return self.num_groups * max(num_targets, 1.0)
+
+    def num_matches(self, counts: Sequence[int]) -> int:
+        """Counts the pairs of a one-to-one matching with so many targets in each image."""
+        return self.num_groups * sum(min(self.num_queries, count) for count in counts)
 
     def attention_mask(self, device: torch.device | None = None) -> Tensor:
         """Makes the mask that folding equals, (Q, Q) bool, True where a query may not attend."""

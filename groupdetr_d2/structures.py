@@ -141,15 +141,36 @@ class Matches:
     image: Tensor  # (M,) index of the image
     query: Tensor  # (L, M) index on the query axis
     target: Tensor  # (L, M) index into the batch's T targets
+    groups: QueryGroups | None = None  # whose queries these are; None for denoising queries
     # images with a matching cost that was NaN or infinite; their matches are arbitrary
     non_finite_images: list[int] = field(default_factory=list)
+
+    def by_target(self, num_targets: int) -> Tensor:
+        """Finds the query of each group that answers for each target, (L, T, K), -1 for none."""
+        assert self.groups is not None
+        table = self.query.new_full((len(self.query), num_targets, self.groups.num_groups), -1)
+        layer = torch.arange(len(self.query), device=self.query.device)[:, None]
+        table[layer, self.target, self.groups.numbers_of(self.query)] = self.query
+        return table
+
+
+@dataclass
+class PerImage:
+    """A tensor among predictions that belongs to the images rather than to queries."""
+
+    value: Tensor  # (B, ...)
+
+    def of_image(self, index: int) -> "PerImage":
+        """The part of one image, (...)."""
+        return PerImage(self.value[index])
 
 
 @dataclass
 class Predictions:
     """The outputs of the queries at every decoder layer, last layer last.
 
-    A task adds tensors of (L, B, Q, ...); see :class:`groupdetr_d2.losses.box2d.BoxPredictions`.
+    A task adds tensors of (L, B, Q, ...), see :class:`groupdetr_d2.losses.box2d.BoxPredictions`,
+    and what all queries of an image share as :class:`PerImage`.
     """
 
     logits: Tensor  # (L, B, Q, H)
@@ -160,7 +181,11 @@ class Predictions:
 
     def of_image(self: AnyPredictions, index: int) -> AnyPredictions:
         """The predictions on one image, tensors of (L, Q, ...)."""
-        return map_tensors(self, lambda x: x[:, index])
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        shared: dict[str, Any] = {
+            k: x.of_image(index) for k, x in found.items() if isinstance(x, PerImage)
+        }
+        return replace(map_tensors(self, lambda x: x[:, index]), **shared)
 
     def of_group(self: AnyPredictions, index: int, groups: QueryGroups) -> AnyPredictions:
         """The predictions of one group's queries, tensors of (L, B, N, ...)."""

@@ -55,6 +55,10 @@ def apply_override(values, normal, rule):
         return values - values.astype(np.float64).mean(axes, keepdims=True).astype(np.float32)
     if word == "scale":
         return values * np.float32(numbers[0])
+    if word == "ones_last":
+        values = np.ones_like(values)
+        values[-1] = np.float32(numbers[0])
+        return values
     if word == "std":  # std X [row0 Y]
         values = normal * np.float32(numbers[0])
         if numbers[1:]:

@@ -103,7 +103,8 @@ def tensors_of(predictions):
     """All outputs, (L, B, K * a group's, .)."""
     for part in (predictions, predictions.denoised, predictions.proposals):
         part = getattr(part, "predictions", part)
-        yield from () if part is None else (part.logits, part.boxes)
+        values = () if part is None else vars(part).values()
+        yield from (x for x in values if isinstance(x, torch.Tensor))
 
 
 @pytest.mark.parametrize("config", MODELS)
@@ -118,6 +119,7 @@ def test_k_groups_equal_k_models_of_one_group(config, monkeypatch):
     )
     with torch.no_grad():
         together = model.predict(batch, model.groups, targets)
+        torch.manual_seed(0)  # the same points of masks
         losses, singles = model.criterion(together, targets, model.groups), []
         for g in range(K):
             copy_group(model, single, g)
@@ -129,6 +131,7 @@ def test_k_groups_equal_k_models_of_one_group(config, monkeypatch):
                 torch.testing.assert_close(
                     a.unflatten(2, (K, -1))[:, :, g], b, atol=2e-5, rtol=1e-4
                 )
+            torch.manual_seed(0)
             singles.append(single.criterion(alone, targets, single.groups))
     for name, value in losses.items():
         mean = torch.stack([x[name] for x in singles]).mean()
@@ -207,7 +210,8 @@ def keep_boxes_inside(model):
             head.layers[-1].bias.zero_()
 
 
-@pytest.mark.parametrize("config", MODELS)
+# Mask2Former has no padding mask: it treats padding as image, see its docstring
+@pytest.mark.parametrize("config", [c for c in MODELS if "/Mask2Former/" not in c])
 def test_padded_memory_positions_are_never_looked_at(config):
     cfg, model = build(config, 2)
     if "/SAM-DETR/" in config:
@@ -220,7 +224,8 @@ def test_padded_memory_positions_are_never_looked_at(config):
         assert memory.padding_mask.any() and not memory.padding_mask.all()
         memory.features[memory.padding_mask] = 100.0
         found = model.head.decode(model.head.encoder(memory), model.groups)
-    assert torch.equal(expected.logits, found.logits) and torch.equal(expected.boxes, found.boxes)
+    for old, new in zip(tensors_of(expected), tensors_of(found), strict=True):
+        assert torch.equal(old, new)
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if "/group_" in c])

@@ -55,6 +55,10 @@ SOLVER.OPTIMIZER SOLVER.BACKBONE_MULTIPLIER SOLVER.AMP.DTYPE INPUT.CROP.MIN_SIZE
 DATASETS.CUSTOM.TRAIN_JSON DATASETS.CUSTOM.TRAIN_IMAGES DATASETS.CUSTOM.VAL_JSON
 DATASETS.CUSTOM.VAL_IMAGES DATASETS.CUSTOM.BAD_BOXES DATASETS.SHAPES.NUM_TRAIN
 DATASETS.SHAPES.NUM_VAL DATASETS.SHAPES.IMAGE_SIZE DATASETS.SHAPES.MAX_OBJECTS
+MODEL.DETR.MASK_WEIGHT MODEL.DETR.DICE_WEIGHT MODEL.DETR.NO_OBJECT_WEIGHT MODEL.DETR.MASK_COST
+MODEL.DETR.DICE_COST MODEL.DETR.TRAIN_NUM_POINTS MODEL.DETR.OVERSAMPLE_RATIO
+MODEL.DETR.IMPORTANCE_SAMPLE_RATIO MODEL.DETR.SIZE_DIVISIBILITY SOLVER.WEIGHT_DECAY_EMBED
+INPUT.IMAGE_SIZE INPUT.MIN_SCALE INPUT.MAX_SCALE
 """.split()
 
 
@@ -136,7 +140,7 @@ def test_a_task_is_one_value():
     """What is written of boxes in COCO's files and results is known to the task and its readers."""
     knowing = {p.relative_to(PACKAGE).as_posix() for p in FILES if '"bbox' in p.read_text()}
     readers = {f"data/{name}.py" for name in ("catalog", "checks", "coco_columns", "coco_rules")}
-    writers = {"evaluation/box_evaluator.py", "evaluation/coco_metrics.py"}
+    writers = {f"evaluation/coco_{name}.py" for name in ("evaluator", "metrics", "results")}
     assert knowing == {"tasks/boxes.py", "evaluation/data_report.py", *readers, *writers}
 
 

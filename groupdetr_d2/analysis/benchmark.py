@@ -23,7 +23,9 @@ def measure(args: argparse.Namespace, num_groups: int) -> dict:
     cfg = build_config(args.config_file, args.opts)
     cfg.MODEL.DETR.NUM_GROUPS = num_groups
     size = tuple(args.image_size)
-    flops = count_flops(cfg, size, args.batch_size, backward=not args.evaluate)
+    flops = count_flops(
+        cfg, size, args.batch_size, num_objects=args.objects, backward=not args.evaluate
+    )
     if args.device:
         cfg.MODEL.DEVICE = args.device
     cost = measure_step(

@@ -8,16 +8,19 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from typing import Any
 
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..engine.memory import keep_freed_memory, peak_memory_mib
 from ..engine.solver import amp_dtype_of, build_optimizer
 from ..errors import UserError
+from ..structures import PerImage, Predictions, map_tensors
 
 WARM_UP_STEPS = 2
 START_METHOD = "spawn"  # a fresh interpreter, whose memory is its own
@@ -49,7 +52,7 @@ def run_apart(function: Callable, *args, limit: float | None = None):
 
 
 def make_batch(size: tuple[int, int], batch_size: int, num_objects: int, num_classes: int):
-    """Makes random images and boxes in Detectron2's format, the same for every call."""
+    """Makes random images, boxes and masks in Detectron2's format, the same for every call."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     batch = []
@@ -59,14 +62,27 @@ def make_batch(size: tuple[int, int], batch_size: int, num_objects: int, num_cla
         boxes = torch.cat([corner, corner + extent], 1)
         instances = Instances(size)
         instances.gt_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
+        instances.gt_masks = BitMasks(_discs(instances.gt_boxes.tensor, size))
         instances.gt_classes = torch.randint(num_classes, (num_objects,), generator=generator)
         image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
         batch.append({"image": image, "instances": instances, "height": height, "width": width})
     return batch
 
 
-def count_flops(cfg, size: tuple[int, int], batch_size: int, *, backward: bool) -> int:
-    """Counts FLOPs (2 per multiply-add), forward and, in training, backward; nothing is run."""
+def _discs(boxes_xyxy: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Makes a disc inside each box, (n, height, width) bool."""
+    x, y = torch.arange(size[1]) + 0.5, torch.arange(size[0])[:, None] + 0.5
+    x0, y0, x1, y1 = (side[:, None, None] for side in boxes_xyxy.unbind(1))
+    return ((2 * x - x0 - x1) / (x1 - x0)) ** 2 + ((2 * y - y0 - y1) / (y1 - y0)) ** 2 <= 1
+
+
+def count_flops(
+    cfg, size: tuple[int, int], batch_size: int, *, num_objects: int, backward: bool
+) -> int:
+    """Counts FLOPs (2 per multiply-add), forward and, in training, backward.
+
+    The model itself is not run; matching and losses are, on numbers drawn at random.
+    """
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "meta"
     cfg.MODEL.DETR.DROPOUT = 0.0
@@ -79,8 +95,33 @@ def count_flops(cfg, size: tuple[int, int], batch_size: int, *, backward: bool) 
     with FlopCounterMode(display=False) as counter:
         predictions = model.predict(images, groups)
         if backward:
-            (predictions.logits.sum() + predictions.boxes.sum()).backward()
-    return counter.get_total_flops()
+            sum(x.sum() for x in tensors_of(predictions) if x.requires_grad).backward()
+    flops = counter.get_total_flops()
+    if not backward:
+        return flops
+    batch = make_batch(size, batch_size, num_objects, cfg.MODEL.DETR.NUM_CLASSES)
+    targets = model.to_empty(device="cpu").build_targets(batch)
+    with FlopCounterMode(display=False) as counter:
+        losses = model.criterion(drawn_like(predictions), targets, groups)
+        sum(losses.values()).backward()
+    return flops + counter.get_total_flops()
+
+
+def tensors_of(predictions: Predictions) -> list[torch.Tensor]:
+    """Lists the outputs of queries, and what the queries of an image share."""
+    values = [getattr(x, "value", x) for x in vars(predictions).values()]
+    return [x for x in values if isinstance(x, torch.Tensor)]
+
+
+def drawn_like(predictions: Predictions) -> Predictions:
+    """Draws outputs of the same shapes on the CPU, those of the object queries alone."""
+
+    def draw(x: torch.Tensor) -> torch.Tensor:
+        return torch.rand(x.shape, requires_grad=True)
+
+    shared = {k: x for k, x in vars(predictions).items() if isinstance(x, PerImage)}
+    own: dict[str, Any] = {k: PerImage(draw(x.value)) for k, x in shared.items()}
+    return replace(map_tensors(predictions, draw), denoised=None, proposals=None, **own)
 
 
 class PhaseTimer:

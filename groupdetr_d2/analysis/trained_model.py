@@ -15,8 +15,6 @@ from detectron2.data import (
 from ..checkpoint.restoring import restore
 from ..data.catalog import check_classes, images_of
 from ..data.checks import check_registered
-from ..data.detr_augmentation import build_detr_augmentation
-from ..data.loader import DetectionMapper
 from ..engine.setup import settle_config
 from ..errors import UserError
 from ..modeling.meta_arch import SetPredictor, task_of
@@ -45,13 +43,10 @@ class TrainedModel:
 
     def annotated_images(self, number: int | None = None) -> Iterator[dict]:
         """Yields images of the test set, resized as for evaluation, with "instances"."""
-        resize = build_detr_augmentation(self.cfg, is_train=False)
-        order = self.cfg.INPUT.FORMAT
-        fields = self.task.annotation_fields
-        mapper = DetectionMapper(
-            resize, image_format=order, is_train=True, annotation_fields=fields
-        )
-        dicts = images_of(self.dataset, is_evaluated=True)[:number]
+        mapper = self.task.build_mapper(self.cfg, is_train=False)
+        mapper.is_train = True  # with what there is to find
+        images = images_of(self.dataset, is_evaluated=True, with_masks=self.task.with_masks)
+        dicts = images[:number]
         loader = build_detection_test_loader(
             dicts, mapper=mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS
         )

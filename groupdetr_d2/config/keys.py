@@ -69,7 +69,8 @@ def _add_section(cfg: CN, parts: list[str]) -> None:
 
 
 def _add_model_keys(cfg: CN) -> None:
-    # The meta-architecture, which stands for the task: GroupDETR detects 2D boxes.
+    # The meta-architecture, which stands for the task: GroupDETR detects 2D boxes,
+    # GroupMask2Former segments instances.
     cfg.MODEL.META_ARCHITECTURE = "GroupDETR"
     # The device of the model: cpu, cuda, cuda:1, ...
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -103,7 +104,8 @@ def _add_detr_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.NUM_OBJECT_QUERIES = 300
     # The number of classes of the data; set from the json with --train-json.
     cfg.MODEL.DETR.NUM_CLASSES = 80
-    # The backbone's feature maps that the neck reads, fine to coarse.
+    # The backbone's feature maps that the neck reads, fine to coarse. The masks of mask2former have
+    # the resolution of the first, which its encoder does not read.
     cfg.MODEL.DETR.IN_FEATURES = ["res5"]
     # Further feature levels of deformable models, each at half the resolution of the one before.
     cfg.MODEL.DETR.EXTRA_LEVELS = 0
@@ -126,6 +128,9 @@ def _add_detr_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.POSITION_OFFSET = 0.0
     # The norm after the projection of the backbone's features.
     cfg.MODEL.DETR.PROJECTION_NORM = ""
+    # The number that the sides of an image batch are padded to a multiple of; what a backbone needs
+    # is padded anyway. A checkpoint that treats padding as image needs its own.
+    cfg.MODEL.DETR.SIZE_DIVISIBILITY = 0
     # Whether backward computes the activations of encoder and decoder layers anew, which takes less
     # memory and more time.
     cfg.MODEL.DETR.RECOMPUTE = False
@@ -141,12 +146,29 @@ def _add_loss_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.L1_WEIGHT = 5.0
     # The weight of the generalized IoU loss of boxes.
     cfg.MODEL.DETR.GIOU_WEIGHT = 2.0
+    # The weight of the cross-entropy loss of masks.
+    cfg.MODEL.DETR.MASK_WEIGHT = 5.0
+    # The weight of the dice loss of masks.
+    cfg.MODEL.DETR.DICE_WEIGHT = 5.0
+    # The weight of "no object" in the softmax classification loss, where a class has 1.
+    cfg.MODEL.DETR.NO_OBJECT_WEIGHT = 0.1
     # The weight of the classification cost in the matching.
     cfg.MODEL.DETR.CLASS_COST = 2.0
     # The weight of the L1 cost of boxes in the matching.
     cfg.MODEL.DETR.L1_COST = 5.0
     # The weight of the generalized IoU cost of boxes in the matching.
     cfg.MODEL.DETR.GIOU_COST = 2.0
+    # The weight of the cross-entropy cost of masks in the matching.
+    cfg.MODEL.DETR.MASK_COST = 5.0
+    # The weight of the dice cost of masks in the matching.
+    cfg.MODEL.DETR.DICE_COST = 5.0
+    # The points at which masks are compared, in the matching and in the losses.
+    cfg.MODEL.DETR.TRAIN_NUM_POINTS = 12544
+    # The candidates for the points of the mask losses, relative to their number.
+    cfg.MODEL.DETR.OVERSAMPLE_RATIO = 3.0
+    # The share of the points of the mask losses that are the most uncertain candidates; the others
+    # are drawn anew.
+    cfg.MODEL.DETR.IMPORTANCE_SAMPLE_RATIO = 0.75
 
 
 def _add_variant_keys(cfg: CN) -> None:
@@ -219,8 +241,12 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.NONFINITE_BUDGET = 100
     # The learning rate of all parameters but the backbone's.
     cfg.SOLVER.BASE_LR = 1e-4
-    # The weight decay of all parameters.
+    # The weight decay of all parameters but those that the next two keys name.
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
+    # The weight decay of norms; None: as the others, which is DETR's.
+    cfg.SOLVER.WEIGHT_DECAY_NORM = None
+    # The weight decay of query banks and other embeddings; None: as the others, which is DETR's.
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = None
     # The iterations of linear warm-up.
     cfg.SOLVER.WARMUP_ITERS = 0
     # Whether gradients are clipped.
@@ -234,6 +260,13 @@ def _add_solver_keys(cfg: CN) -> None:
 
 
 def _add_data_keys(cfg: CN) -> None:
+    # The side of the square that large-scale jitter makes of a training image: flipped, resized at
+    # random, then cropped or padded. 0 is DETR's augmentation.
+    cfg.INPUT.IMAGE_SIZE = 0
+    # The smallest size of large-scale jitter, relative to the image that fits into the square.
+    cfg.INPUT.MIN_SCALE = 0.1
+    # The largest size of large-scale jitter, relative to the image that fits into the square.
+    cfg.INPUT.MAX_SCALE = 2.0
     # The order of an image's channels.
     cfg.INPUT.FORMAT = "RGB"
     # The shorter sides, one of which is chosen at random, of images that are then cropped: with

@@ -16,10 +16,11 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
 from .checks import DatasetError, check_fields, check_registered
-from .coco_columns import CocoColumns, CocoImages, columns_of, find_in_columns, is_bad_box
+from .coco_columns import CocoColumns, CocoImages, columns_of, find_in_columns, is_bad
 from .coco_file import read_columns
 from .coco_rules import Finding, find_relations, read_table
 from .missing_files import check_files
+from .segmentations import json_texts
 
 logger = logging.getLogger(__name__)
 IMAGE_FIELDS = ("file_name", "height", "width")
@@ -28,7 +29,7 @@ IMAGE_FIELDS = ("file_name", "height", "width")
 _CHECKED: dict[tuple, CocoImages] = {}  # sets that were checked in this process
 
 
-def images_of(name: str, *, is_evaluated: bool = False) -> CocoImages:
+def images_of(name: str, *, is_evaluated: bool = False, with_masks: bool = False) -> CocoImages:
     """Returns the images of a registered data set, checked, without bad boxes where they may go.
 
     Bad boxes of the sets that Detectron2 registers itself are known and are left out; those of
@@ -37,14 +38,15 @@ def images_of(name: str, *, is_evaluated: bool = False) -> CocoImages:
 
     Args:
         is_evaluated: whether the set is one to evaluate with, which may lack objects.
+        with_masks: whether masks are read, and checked, too.
 
     Raises:
         DatasetError: naming the file or the set, the first thing that is wrong, and the remedy.
     """
     check_registered([name])
-    key = (name, is_evaluated, *_state_of(name))
+    key = (name, is_evaluated, with_masks, *_state_of(name))
     if key not in _CHECKED:
-        _CHECKED[key] = _checked_images(name, is_evaluated=is_evaluated)
+        _CHECKED[key] = _checked_images(name, is_evaluated=is_evaluated, with_masks=with_masks)
     return _CHECKED[key]
 
 
@@ -58,13 +60,13 @@ def _state_of(name: str) -> tuple:
     return json_file, state.st_mtime_ns, state.st_size, root, drops
 
 
-def _checked_images(name: str, *, is_evaluated: bool) -> CocoImages:
+def _checked_images(name: str, *, is_evaluated: bool, with_masks: bool) -> CocoImages:
     source = json_file_of(name) or f"data set {name}"
-    columns = columns_of_set(name)
+    columns = columns_of_set(name, with_masks=with_masks)
     drops = MetadataCatalog.get(name).get("bad_boxes", "drop") == "drop"
     for finding in find_in_columns(columns):
         _report(source, finding, drops=drops, is_evaluated=is_evaluated)
-    bad = is_bad_box(columns)
+    bad = is_bad(columns)
     images = CocoImages(columns.without(bad) if bad.any() else columns, image_root_of(name))
     if comm.is_main_process():  # one process asks the file system for every image
         check_files(name, images)
@@ -82,20 +84,23 @@ def _report(source: str, finding: Finding, *, drops: bool, is_evaluated: bool) -
     logger.warning("%s: %s%s%s%s", source, number, finding.text, first, text)
 
 
-def columns_of_set(name: str) -> CocoColumns:
+def columns_of_set(name: str, *, with_masks: bool = False) -> CocoColumns:
     """Reads the columns of a registered data set, with what is wrong with its boxes.
+
+    Args:
+        with_masks: whether masks are read, too.
 
     Raises:
         DatasetError: naming the file or the set, the first thing that is wrong, and the remedy.
     """
     json_file = json_file_of(name)
     if json_file is None:
-        return _columns_of_dicts(name)
+        return _columns_of_dicts(name, with_masks)
     prepare = MetadataCatalog.get(name).get("prepare")
     if prepare is not None:  # a generated set
         prepare()
     check_json_file(name, json_file)
-    columns = read_columns(json_file)
+    columns = read_columns(json_file, with_masks=with_masks)
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_dataset_id_to_contiguous_id") is None:
         places = {identity: i for i, identity in enumerate(columns.category_ids)}
@@ -123,7 +128,7 @@ def image_root_of(name: str) -> str:
     return MetadataCatalog.get(name).image_root if json_file_of(name) else ""
 
 
-def _columns_of_dicts(name: str) -> CocoColumns:
+def _columns_of_dicts(name: str, with_masks: bool) -> CocoColumns:
     """Makes columns of the dataset dicts that a function of the user's own returns."""
     dicts: Sequence[dict] = DatasetCatalog.get(name)
     check_fields(name, dicts)
@@ -152,7 +157,8 @@ def _columns_of_dicts(name: str) -> CocoColumns:
         findings = list(find_relations(table))
     for finding in findings:
         raise DatasetError(f"data set {name}: {finding.message()}")
-    columns = columns_of(table)
+    masks = json_texts(a.get("segmentation") for d in dicts for a in d.get("annotations", ()))
+    columns = columns_of(table, masks if with_masks else None)
     columns.areas[:] = columns.boxes[:, 2] * columns.boxes[:, 3]
     return columns
 

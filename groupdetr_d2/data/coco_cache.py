@@ -4,6 +4,7 @@ Processes, data-loading workers and later runs share it. It is made anew, with a
 log, when the annotation file has changed or it is damaged.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -20,9 +21,11 @@ from safetensors.numpy import save
 
 from .coco_columns import CocoColumns
 from .coco_rules import Id
+from .segmentations import Segmentations
 
 logger = logging.getLogger(__name__)
-VERSION = "1"  # counts changes of what is stored
+VERSION = "2"  # counts changes of what is stored
+MASKS = "masks."
 ARRAYS = ("sizes", "image_of", "class_of", "boxes", "areas", "crowd")
 LISTS = ("image_ids", "file_names", "category_ids", "class_names", "annotation_ids")
 
@@ -36,14 +39,17 @@ def cache_folder() -> Path:
     return Path(user, "groupdetr_d2", "annotations")
 
 
-def cached_columns(json_file: str, read: Callable[[], CocoColumns]) -> CocoColumns:
+def cached_columns(
+    json_file: str, read: Callable[[], CocoColumns], *, with_masks: bool = False
+) -> CocoColumns:
     """Returns the columns of an annotation file, from the cache if it holds them.
 
     Args:
         read: reads the file; its columns are then kept.
+        with_masks: whether the columns have masks; they are kept beside those without.
     """
     name = hashlib.sha256(os.path.abspath(json_file).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{name}.safetensors"
+    path = cache_folder() / f"{name}{'_masks' if with_masks else ''}.safetensors"
     state = state_of(json_file)
     columns = load(path, state)
     if columns is not None:
@@ -68,6 +74,10 @@ def store(path: Path, state: dict[str, str], columns: CocoColumns) -> None:
     """Writes the file under a temporary name first."""
     arrays = {name: np.ascontiguousarray(getattr(columns, name)) for name in ARRAYS}
     arrays |= {name: pack(getattr(columns, name)) for name in LISTS}
+    if columns.segmentations is not None:
+        masks = columns.segmentations
+        own = {f"{MASKS}{f.name}": getattr(masks, f.name) for f in dataclasses.fields(masks)}
+        arrays |= {name: np.ascontiguousarray(x) for name, x in own.items()}
     metadata = {**state, "checksum": checksum(arrays), "fingerprint": columns.fingerprint}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, unfinished = tempfile.mkstemp(dir=path.parent)
@@ -90,11 +100,13 @@ def load(path: Path, state: dict[str, str]) -> CocoColumns | None:
             if any(metadata.get(key) != value for key, value in state.items()):
                 logger.info("%s is of an earlier annotation file: it is made anew", path)
                 return None
-            arrays = {name: file.get_tensor(name).numpy() for name in (*ARRAYS, *LISTS)}
+            arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}
         if checksum(arrays) != metadata.get("checksum"):
             raise ValueError("its checksum is another one")
         fields: dict[str, Any] = {name: arrays[name] for name in ARRAYS}
         fields |= {name: unpack(arrays[name]) for name in LISTS}
+        masks = {x.removeprefix(MASKS): v for x, v in arrays.items() if x.startswith(MASKS)}
+        fields["segmentations"] = Segmentations(**masks) if masks else None
         columns = CocoColumns(**fields)
     except Exception as error:  # a damaged file can raise anything
         logger.warning("%s is damaged (%s): it is made anew", path, error)

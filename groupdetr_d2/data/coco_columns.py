@@ -14,11 +14,13 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from .coco_rules import LARGEST, Finding, Id, Table, order_of, plain, repeated_values, shown
+from .segmentations import PROBLEMS, Segmentations, segmentations_of
 
 SMALL, MEDIUM = 32**2, 96**2  # COCO's limits of area, in pixels
 SMALLEST = 1e-3  # side of a box, in pixels
 FAR = 1.1  # relative to its image, how far a box reaches that is none
 OUTSIDE = 1.0  # pixels that a box may reach over its image without being named
+MASK_OFFSET, MASK_SHARE = 3.0, 0.1  # pixels, share of a side, by which a box may miss its mask
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class CocoColumns:
     boxes: np.ndarray  # (M, 4) float64: x, y, width, height
     areas: np.ndarray  # (M,) float64
     crowd: np.ndarray  # (M,) bool
+    segmentations: Segmentations | None = None  # where masks are read
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -53,6 +56,10 @@ class CocoColumns:
         digest = hashlib.blake2b(digest_size=16)
         for array in (self.sizes, self.image_of, self.class_of, self.boxes, self.crowd):
             digest.update(np.ascontiguousarray(array).tobytes())
+        if self.segmentations is not None:
+            masks = self.segmentations
+            for array in (masks.text, masks.starts, masks.ends):
+                digest.update(np.ascontiguousarray(array).tobytes())
         for texts in (self.file_names, self.class_names):
             digest.update("\0".join(texts).encode())
         return digest.hexdigest()
@@ -62,7 +69,9 @@ class CocoColumns:
         kept = ~is_left_out
         ids = [x for x, is_kept in zip(self.annotation_ids, kept, strict=True) if is_kept]
         names = ("image_of", "class_of", "boxes", "areas", "crowd")
-        return replace(self, annotation_ids=ids, **{x: getattr(self, x)[kept] for x in names})
+        masks = self.segmentations and self.segmentations.select(kept)
+        own = {x: getattr(self, x)[kept] for x in names}
+        return replace(self, annotation_ids=ids, segmentations=masks, **own)
 
     def place(self, annotation: int) -> str:
         """Names an annotation and its box for a message."""
@@ -71,8 +80,12 @@ class CocoColumns:
         return f"{name}, annotation {shown(self.annotation_ids[annotation])} {box}"
 
 
-def columns_of(table: Table) -> CocoColumns:
-    """Makes the columns of a table whose ids are unique and known."""
+def columns_of(table: Table, masks: Sequence[bytes] | None = None) -> CocoColumns:
+    """Makes the columns of a table whose ids are unique and known.
+
+    Args:
+        masks: the JSON of each annotation's mask, where masks are read.
+    """
     image_ids, category_ids = (table.column(key, "id") for key in ("images", "categories"))
     images = sorted(range(len(image_ids)), key=lambda i: order_of(image_ids[i]))
     classes = sorted(range(len(category_ids)), key=lambda i: order_of(category_ids[i]))
@@ -84,11 +97,12 @@ def columns_of(table: Table) -> CocoColumns:
     order = np.argsort(image_of, kind="stable")
     names, widths, heights = (table.column("images", x) for x in ("file_name", "width", "height"))
     sizes = np.array([widths, heights], dtype=np.int64).T.reshape(-1, 2)
+    sizes = sizes[images] if images else sizes
     ids = own["id"]
     return CocoColumns(
         image_ids=[image_ids[i] for i in images],
         file_names=[names[i] for i in images],
-        sizes=sizes[images] if images else sizes,
+        sizes=sizes,
         category_ids=[category_ids[i] for i in classes],
         class_names=[table.column("categories", "name")[i] for i in classes],
         annotation_ids=[ids[i] for i in order],
@@ -97,6 +111,9 @@ def columns_of(table: Table) -> CocoColumns:
         boxes=np.array(own["bbox"], dtype=np.float64).reshape(-1, 4)[order],
         areas=np.array(own["area"], dtype=np.float64)[order],
         crowd=np.array(own["iscrowd"], dtype=bool)[order],
+        segmentations=None
+        if masks is None
+        else segmentations_of([masks[i] for i in order], sizes[image_of[order]]),
     )
 
 
@@ -138,20 +155,24 @@ class CocoImages(Sequence):
             strict=True,
         )
         width, height = columns.sizes[image].tolist()
+        annotations = [
+            {
+                "iscrowd": int(crowd),
+                "bbox": box,
+                "category_id": category,
+                "bbox_mode": BoxMode.XYWH_ABS,
+            }
+            for box, category, crowd in rows
+        ]
+        if columns.segmentations is not None:
+            for i, annotation in enumerate(annotations, int(part.start)):
+                annotation["segmentation"] = columns.segmentations[i]
         return {
             "file_name": os.path.join(self.image_root, columns.file_names[image]),
             "height": height,
             "width": width,
             "image_id": columns.image_ids[image],
-            "annotations": [
-                {
-                    "iscrowd": int(crowd),
-                    "bbox": box,
-                    "category_id": category,
-                    "bbox_mode": BoxMode.XYWH_ABS,
-                }
-                for box, category, crowd in rows
-            ],
+            "annotations": annotations,
         }
 
     @property
@@ -208,6 +229,39 @@ def is_bad_box(columns: CocoColumns) -> np.ndarray:
     return is_far | is_empty | is_outside
 
 
+def is_bad(columns: CocoColumns) -> np.ndarray:
+    """Whether an annotation cannot be learned from: its box is bad, or its mask, (M,) bool."""
+    bad = is_bad_box(columns)
+    masks = columns.segmentations
+    return bad if masks is None else bad | (masks.problems > 0)
+
+
+def find_bad_masks(columns: CocoColumns) -> Iterator[Finding]:
+    """Yields masks that cannot be used, and those that are far from their box."""
+    masks = columns.segmentations
+    if masks is None:
+        return
+    for kind, text in enumerate(PROBLEMS[1:], 1):
+        wrong = np.flatnonzero(masks.problems == kind)
+        if len(wrong):
+            yield Finding(
+                True,
+                f"objects with {text}",
+                [columns.place(i) for i in wrong],
+                "A model of masks learns from no others. Mend them, or leave such objects out: "
+                "DATASETS.CUSTOM.BAD_BOXES drop",
+                kind="boxes",
+            )
+    sides = columns.boxes[:, 2:]
+    corners = np.concatenate([columns.boxes[:, :2], columns.boxes[:, :2] + sides], 1)
+    apart = np.abs(corners - masks.extents).reshape(-1, 2, 2).max(1, initial=0)
+    is_far = (apart > np.maximum(MASK_OFFSET, MASK_SHARE * sides)).any(1)
+    other = np.flatnonzero(is_far & (masks.problems == 0) & ~columns.crowd & ~is_bad_box(columns))
+    if len(other):
+        text = "boxes that do not fit their masks; boxes are made of the masks in training"
+        yield Finding(False, text, [columns.place(i) for i in other])
+
+
 def find_in_columns(columns: CocoColumns) -> Iterator[Finding]:
     """Yields what is wrong with boxes and contents."""
     bad = is_bad_box(columns)
@@ -219,8 +273,9 @@ def find_in_columns(columns: CocoColumns) -> Iterator[Finding]:
             "Mend them, or leave them out: DATASETS.CUSTOM.BAD_BOXES drop",
             kind="boxes",
         )
+    yield from find_bad_masks(columns)
     yield from find_strange_boxes(columns, bad)
-    yield from find_nothing_to_learn(columns, bad)
+    yield from find_nothing_to_learn(columns, is_bad(columns))
     yield from find_odd_contents(columns)
 
 

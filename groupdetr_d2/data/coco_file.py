@@ -5,6 +5,7 @@ import functools
 import json
 import mmap
 import os
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,7 @@ from .coco_rules import (
     find_relations,
     read_table,
 )
+from .segmentations import json_texts
 
 CACHED_SIZE = 20 * 2**20  # bytes; smaller files are read in less than a second
 BYTE_ORDER_MARKS = {
@@ -62,6 +64,10 @@ class _Annotation(msgspec.Struct, gc=False):
     attributes: Any = None
 
 
+class _MaskAnnotation(_Annotation):
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+
+
 class _Category(msgspec.Struct, gc=False):
     id: Identity
     name: str
@@ -69,38 +75,55 @@ class _Category(msgspec.Struct, gc=False):
 
 class _File(msgspec.Struct, gc=False):
     images: list[_Image]
-    annotations: list[_Annotation]
+    annotations: Sequence[Any]
     categories: list[_Category]
 
 
-def read_columns(json_file: str) -> CocoColumns:
+class _BoxFile(_File):
+    annotations: list[_Annotation]
+
+
+class _MaskFile(_File):
+    annotations: list[_MaskAnnotation]
+
+
+def read_columns(json_file: str, *, with_masks: bool = False) -> CocoColumns:
     """Reads an annotation file whose boxes may still be bad; a large one is kept for later runs.
+
+    Args:
+        with_masks: whether masks are read, too.
 
     Raises:
         DatasetError: naming the file, the first thing that is wrong with it, and the remedy.
     """
     check_is_file(json_file)
     state = os.stat(json_file)
-    return _read_columns(os.path.abspath(json_file), state.st_mtime_ns, state.st_size)
+    return _read_columns(os.path.abspath(json_file), state.st_mtime_ns, state.st_size, with_masks)
 
 
 @functools.lru_cache(maxsize=16)
-def _read_columns(json_file: str, changed: int, size: int) -> CocoColumns:
+def _read_columns(json_file: str, changed: int, size: int, with_masks: bool) -> CocoColumns:
     if size < CACHED_SIZE:
-        return _read_or_raise(json_file)
-    return cached_columns(json_file, functools.partial(_read_or_raise, json_file))
+        return _read_or_raise(json_file, with_masks)
+    read = functools.partial(_read_or_raise, json_file, with_masks)
+    return cached_columns(json_file, read, with_masks=with_masks)
 
 
-def _read_or_raise(json_file: str) -> CocoColumns:
-    columns, findings = examine(json_file)
+def _read_or_raise(json_file: str, with_masks: bool) -> CocoColumns:
+    columns, findings = examine(json_file, with_masks=with_masks)
     error = next((finding for finding in findings if finding.is_error), None)
     if error is not None or columns is None:
         raise DatasetError(f"{json_file}: {error.message() if error else 'it cannot be read'}")
     return columns
 
 
-def examine(json_file: str) -> tuple[CocoColumns | None, list[Finding]]:
+def examine(
+    json_file: str, *, with_masks: bool = False
+) -> tuple[CocoColumns | None, list[Finding]]:
     """Reads an annotation file, and finds what is wrong with its records and their relations.
+
+    Args:
+        with_masks: whether masks are read, too.
 
     Returns:
         the columns, None if there are errors, and the findings.
@@ -109,32 +132,51 @@ def examine(json_file: str) -> tuple[CocoColumns | None, list[Finding]]:
         DatasetError: the file does not exist, or is no JSON.
     """
     check_is_file(json_file)
-    table = read_fast(json_file)
+    table, masks = read_fast(json_file, with_masks=with_masks)
     findings: list[Finding] = []
     if table is None:
-        table, findings = read_table(read_json(json_file))
+        content = read_json(json_file)
+        table, findings = read_table(content)
+        masks = masks_of(content) if with_masks else None
     if not any(finding.is_error for finding in findings):
         findings += find_relations(table)
     has_errors = any(finding.is_error for finding in findings)
-    return None if has_errors else columns_of(table), findings
+    return None if has_errors else columns_of(table, masks), findings
 
 
-def read_fast(json_file: str) -> Table | None:
-    """Reads a file in which everything is as it should be; None for any other."""
+def masks_of(content: Any) -> list[bytes]:
+    """The JSON of each annotation's mask in the content of a file."""
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    records = annotations if isinstance(annotations, list) else []
+    return json_texts(a.get("segmentation") for a in records if isinstance(a, dict))
+
+
+def read_fast(
+    json_file: str, *, with_masks: bool = False
+) -> tuple[Table | None, list[bytes] | None]:
+    """Reads a file in which everything is as it should be; None for any other.
+
+    Returns:
+        the table, and the JSON of each annotation's mask where they are read.
+    """
+    kind = _MaskFile if with_masks else _BoxFile
     try:
         with open(json_file, "rb") as file:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                parsed = msgspec.json.decode(content, type=_File)
+                parsed = msgspec.json.decode(content, type=kind)
+                masks = [bytes(a.segmentation) for a in parsed.annotations] if with_masks else None
+                for annotation in parsed.annotations if with_masks else ():
+                    annotation.segmentation = msgspec.Raw(b"")  # a view of the mapped file
     except (msgspec.MsgspecError, ValueError, OSError, RecursionError):
-        return None
+        return None, None
     kinds = {key: getattr(parsed, key) for key in RULES}
     unread = attrgetter("ignore", "rotation", "angle", "theta", "attributes")
     if any(x is not None for a in parsed.annotations for x in unread(a)):
-        return None
+        return None, None
     columns = {
         key: {name: list(map(attrgetter(name), kinds[key])) for name in RULES[key]} for key in RULES
     }
-    return Table(columns) if _is_plain(columns) else None
+    return (Table(columns), masks) if _is_plain(columns) else (None, None)
 
 
 def _is_plain(columns: dict[str, dict[str, list]]) -> bool:

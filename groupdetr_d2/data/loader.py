@@ -20,6 +20,7 @@ from detectron2.data.detection_utils import (
     filter_empty_instances,
     transform_instance_annotations,
 )
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -110,6 +111,8 @@ class DetectionMapper:
         image_format: RGB or BGR.
         annotation_fields: the fields of an annotation that "instances" are made from.
         keeps_original: whether to keep the unresized image, too, as "original" (3, H, W).
+        build_instances: ``(objects, transforms, size, new size) -> Instances``, from annotations
+            with those fields and the (height, width) of the image before and after the transforms.
     """
 
     def __init__(
@@ -120,7 +123,9 @@ class DetectionMapper:
         is_train: bool,
         annotation_fields: Sequence[str],
         keeps_original: bool = False,
+        build_instances: Callable[..., Instances] | None = None,
     ):
+        self.build_instances = build_instances or box_instances
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format, self.is_train = image_format, is_train
         self.annotation_fields = tuple(x for x in annotation_fields if x != "iscrowd")
@@ -158,9 +163,20 @@ class DetectionMapper:
                 for a in annotations
                 if not a.get("iscrowd", 0)
             ]
-            kept = [transform_instance_annotations(x, transforms, size) for x in objects]
-            d["instances"] = filter_empty_instances(annotations_to_instances(kept, size))
+            before = (image.shape[0], image.shape[1])
+            d["instances"] = self.build_instances(objects, transforms, before, size)
         return d
+
+
+def box_instances(
+    objects: Sequence[dict],
+    transforms: T.TransformList,
+    size: tuple[int, int],
+    new_size: tuple[int, int],
+) -> Instances:
+    """Makes `gt_boxes` and `gt_classes`; objects out of sight are left out."""
+    kept = [transform_instance_annotations(x, transforms, new_size) for x in objects]
+    return filter_empty_instances(annotations_to_instances(kept, new_size))
 
 
 class TrainingSampler(Sampler):
@@ -253,10 +269,10 @@ def start_from(loader: object, *, start_iter: int, seed: int) -> bool:
     return True
 
 
-def build_test_loader(cfg, dataset_name: str, mapper: Callable):
+def build_test_loader(cfg, dataset_name: str, mapper: Callable, *, with_masks: bool = False):
     """Builds batches of one image, as the official codes evaluate."""
     return build_detection_test_loader(
-        images_of(dataset_name, is_evaluated=True),
+        images_of(dataset_name, is_evaluated=True, with_masks=with_masks),
         mapper=mapper,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

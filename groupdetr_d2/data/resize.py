@@ -27,8 +27,30 @@ class ResizeShortestSide(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Returns the transform of an image (H, W, 3)."""
-        found = self.resize.get_transform(image)
-        if not isinstance(found, T.ResizeTransform):
-            return found
-        height, width = max(1, found.new_h), max(1, found.new_w)
-        return T.ResizeTransform(found.h, found.w, height, width, found.interp)
+        return _with_pixels(self.resize.get_transform(image))
+
+
+class ResizeJitter(T.Augmentation):
+    """Detectron2's `ResizeScale`, which leaves a picture of one row no pixel.
+
+    The image that fits into a square is scaled by a random factor (large-scale jitter, Ghiasi et
+    al., CVPR 2021).
+
+    Args:
+        side: of the square.
+    """
+
+    def __init__(self, min_scale: float, max_scale: float, side: int):
+        super().__init__()
+        self.resize = T.ResizeScale(min_scale, max_scale, side, side)
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Returns the transform of an image (H, W, 3)."""
+        return _with_pixels(self.resize.get_transform(image))
+
+
+def _with_pixels(found: T.Transform) -> T.Transform:
+    if not isinstance(found, T.ResizeTransform):
+        return found
+    height, width = max(1, found.new_h), max(1, found.new_w)
+    return T.ResizeTransform(found.h, found.w, height, width, found.interp)

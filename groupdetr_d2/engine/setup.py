@@ -15,6 +15,7 @@ from ..data.checks import check_registered
 from ..data.custom import register_custom_datasets
 from ..data.shapes import register_shapes
 from ..distributed import first_process_first
+from ..modeling.meta_arch import task_of
 from .run_folder import check_is_new, prepare_folder, take_folder
 from .schedule import settle_schedule
 
@@ -106,7 +107,7 @@ def check_test_sets(cfg: CfgNode) -> None:
     check_registered(cfg.DATASETS.TEST)
     check_classes(cfg, cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
-        images_of(name, is_evaluated=True)
+        images_of(name, is_evaluated=True, with_masks=task_of(cfg).with_masks)
 
 
 def settle_config(cfg: CfgNode) -> None:

@@ -1,17 +1,23 @@
-"""The optimizer of every DETR here: AdamW in two parameter groups."""
+"""The optimizer of every DETR here: AdamW in groups of one rate and one decay each."""
 
 import torch
 from detectron2.config import CfgNode
 from torch import nn
 
 from ..errors import UserError
+from ..layers.per_group import GroupLayerNorm
+from ..modeling.queries import QueryBank
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, GroupLayerNorm)
+EMBEDDINGS = (nn.Embedding, QueryBank)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module, *, clips: bool = True) -> torch.optim.Optimizer:
     """Builds AdamW; the backbone learns at SOLVER.BACKBONE_MULTIPLIER times SOLVER.BASE_LR.
 
-    Parameters whose name contains one of SOLVER.SLOW_NAMES learn like the backbone. As in the
-    official codes, weight decay applies to every parameter, norms and biases included.
+    Parameters whose name contains one of SOLVER.SLOW_NAMES learn like the backbone. As in DETR's
+    official codes, weight decay applies to every parameter, norms and biases included, unless
+    SOLVER.WEIGHT_DECAY_NORM or WEIGHT_DECAY_EMBED says otherwise, as in Mask2Former's.
 
     Args:
         clips: whether `step` clips the gradients first, as SOLVER.CLIP_GRADIENTS says; without it
@@ -22,18 +28,31 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, *, clips: bool = True) -> to
     for slow in slow_names[1:]:
         if not any(slow in name for name, _ in trained):
             raise UserError(f"SOLVER.SLOW_NAMES has {slow!r}, which is in no parameter's name")
-    backbone = [p for name, p in trained if any(x in name for x in slow_names)]
-    rest = [p for name, p in trained if not any(x in name for x in slow_names)]
-    lr = cfg.SOLVER.BASE_LR
-    groups = [
-        {"params": rest, "lr": lr},
-        {"params": backbone, "lr": lr * cfg.SOLVER.BACKBONE_MULTIPLIER},
-    ]
-    groups = [group for group in groups if group["params"]]
-    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
+    lr, decay, own_decays = cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, decays_of(cfg, model)
+    groups: dict[tuple[bool, float], dict] = {}
+    for name, parameter in trained:
+        is_slow = any(x in name for x in slow_names)
+        rate = lr * cfg.SOLVER.BACKBONE_MULTIPLIER if is_slow else lr
+        own = own_decays.get(parameter, decay)
+        group = groups.setdefault((is_slow, own), {"params": [], "lr": rate, "weight_decay": own})
+        group["params"].append(parameter)
+    ordered = [groups[key] for key in sorted(groups, key=lambda key: (key[0], key[1] != decay))]
+    optimizer = torch.optim.AdamW(ordered, lr=lr, weight_decay=decay, fused=True)
     if clips and clip_norm_of(cfg):
         _clip_in_step(optimizer, clip_norm_of(cfg))
     return optimizer
+
+
+def decays_of(cfg: CfgNode, model: nn.Module) -> dict[nn.Parameter, float]:
+    """The weight decay of norms and of embeddings, where the configuration has one for them."""
+    kinds = {NORMS: cfg.SOLVER.WEIGHT_DECAY_NORM, EMBEDDINGS: cfg.SOLVER.WEIGHT_DECAY_EMBED}
+    return {
+        parameter: decay
+        for module in model.modules()
+        for kind, decay in kinds.items()
+        if decay is not None and isinstance(module, kind)
+        for parameter in module.parameters(recurse=False)
+    }
 
 
 def _clip_in_step(optimizer: torch.optim.Optimizer, norm: float) -> None:

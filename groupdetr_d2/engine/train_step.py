@@ -163,7 +163,8 @@ class TrainStep(SimpleTrainer):
             the batch's losses, without gradients, and which of its images have matching costs that
             are not finite.
         """
-        num_targets = average_over_processes(sum(len(x["instances"]) for x in batch))
+        counts = [len(x["instances"]) for x in batch]
+        num_targets = average_over_processes(sum(counts))
         size = -(-len(batch) // self.accumulate_steps)
         totals: dict[str, torch.Tensor] = {}
         suspects: list[int] = []
@@ -172,7 +173,7 @@ class TrainStep(SimpleTrainer):
             is_last = first + size >= len(batch)
             with contextlib.nullcontext() if is_last else self._no_communication():
                 with self._autocast():
-                    losses = self.model(part, num_targets)
+                    losses = self.model(part, num_targets, counts)
                 self.grad_scaler.scale(sum(losses.values())).backward()
             if isinstance(losses, Losses):  # a model of another package has none
                 suspects += [first + i for i in losses.non_finite_images]

@@ -219,7 +219,8 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Builds the loader of a test set, with the task's mapper."""
         mapper = task_of(cfg).build_mapper(cfg, is_train=False)
-        return build_test_loader(cfg, dataset_name, mapper)
+        with_masks = task_of(cfg).with_masks
+        return build_test_loader(cfg, dataset_name, mapper, with_masks=with_masks)
 
     @classmethod
     def build_evaluator(

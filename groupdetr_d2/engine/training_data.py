@@ -45,7 +45,8 @@ def load_training_set(cfg: CfgNode) -> JoinedImages:
     check_registered(cfg.DATASETS.TRAIN)
     with first_process_first():  # it parses large files, which the others then map
         check_classes(cfg, cfg.DATASETS.TRAIN)
-        parts = [images_of(name) for name in cfg.DATASETS.TRAIN]
+        with_masks = task_of(cfg).with_masks
+        parts = [images_of(name, with_masks=with_masks) for name in cfg.DATASETS.TRAIN]
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         parts = [part.with_objects() for part in parts]
     images = JoinedImages(parts)
@@ -72,7 +73,8 @@ def fingerprints_of(cfg: CfgNode, loader: Iterable) -> dict[str, str]:
     """A fingerprint of each training set, by its name; none if the loader is another's."""
     if number_of_images(loader) is None:
         return {}
-    return {name: columns_of_set(name).fingerprint for name in cfg.DATASETS.TRAIN}
+    with_masks, names = task_of(cfg).with_masks, cfg.DATASETS.TRAIN
+    return {name: columns_of_set(name, with_masks=with_masks).fingerprint for name in names}
 
 
 def number_of_images(loader: Iterable) -> int | None:

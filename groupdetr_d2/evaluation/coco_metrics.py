@@ -1,4 +1,4 @@
-"""COCO's AP of boxes, from columns of truth and of detections.
+"""COCO's AP of boxes and masks, from columns of truth and of detections.
 
 The truth that COCO's evaluation gets has ids of its own making, areas and flags that are checked,
 and nothing else: an annotation with the id 0, ids that are texts, or fields to which pycocotools
@@ -9,14 +9,16 @@ installed, else by pycocotools; both give the same numbers (tests/evaluation/tes
 import contextlib
 import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from ..data.coco_columns import CocoColumns
+from ..data.segmentations import compressed
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 MAX_DETECTIONS = 100  # of a class on an image, COCO's
@@ -30,6 +32,7 @@ class DetectionColumns:
     class_of: np.ndarray  # (M,) int64
     boxes: np.ndarray  # (M, 4) float64: x, y, width, height
     scores: np.ndarray  # (M,) float64
+    masks: Sequence[dict] | None = None  # M RLEs with "size" and "counts", of a model of masks
 
 
 def evaluation_package() -> tuple[str, ModuleType, Any]:
@@ -42,11 +45,12 @@ def evaluation_package() -> tuple[str, ModuleType, Any]:
         return "pycocotools", module, importlib.import_module("pycocotools.cocoeval").COCOeval
 
 
-def box_metrics(
+def coco_metrics(
     truth: CocoColumns,
     found: DetectionColumns,
     names: Sequence[str],
     *,
+    kind: Literal["bbox", "segm"] = "bbox",
     images: Sequence[int] | None = None,
     package: tuple | None = None,
 ) -> dict[str, float]:
@@ -54,6 +58,7 @@ def box_metrics(
 
     Args:
         names: of the classes.
+        kind: what overlaps are of.
         images: places of the images that count; all if not given.
         package: see :func:`evaluation_package`.
 
@@ -65,7 +70,8 @@ def box_metrics(
         return dict.fromkeys([*METRICS, *classes], float("nan"))
     _, module, evaluation = package or evaluation_package()
     with contextlib.redirect_stdout(io.StringIO()):
-        run = evaluation(_truth(module, truth), _found(module, truth, found), "bbox")
+        pair = _truth(module, truth, kind), _found(module, truth, found, kind)
+        run = evaluation(*pair, kind)
         run.params.maxDets = [1, 10, detections_counted(truth)]
         if images is not None:
             run.params.imgIds = [image + 1 for image in images]
@@ -108,15 +114,32 @@ def _by_class(run: Any) -> list[float]:
     return values
 
 
-def _truth(module: ModuleType, truth: CocoColumns) -> Any:
-    return _indexed(module, truth, _annotations(truth, truth.areas, truth.crowd))
+def _truth(module: ModuleType, truth: CocoColumns, kind: str) -> Any:
+    annotations = _annotations(truth, truth.areas, truth.crowd)
+    if kind == "segm":
+        for annotation, mask in zip(annotations, true_masks(truth), strict=True):
+            annotation["segmentation"] = mask
+    return _indexed(module, truth, annotations)
 
 
-def _found(module: ModuleType, truth: CocoColumns, found: DetectionColumns) -> Any:
+def true_masks(truth: CocoColumns) -> Iterator[dict]:
+    """Yields the compressed RLE of every object of a set whose masks were read."""
+    assert truth.segmentations is not None
+    sizes = truth.sizes[truth.image_of].tolist()
+    for i, (width, height) in enumerate(sizes):
+        yield compressed(truth.segmentations[i], (height, width))
+
+
+def _found(module: ModuleType, truth: CocoColumns, found: DetectionColumns, kind: str) -> Any:
     areas = found.boxes[:, 2] * found.boxes[:, 3]
+    masks = found.masks if kind == "segm" and found.masks is not None else []
+    if kind == "segm":
+        areas = np.array([coco_mask.area(mask) for mask in masks], dtype=np.float64)
     annotations = _annotations(found, areas, np.zeros(len(areas), dtype=bool))
     for annotation, score in zip(annotations, found.scores.tolist(), strict=True):
         annotation["score"] = score
+    for annotation, mask in zip(annotations, masks, strict=False):
+        annotation["segmentation"] = mask
     return _indexed(module, truth, annotations)
 
 

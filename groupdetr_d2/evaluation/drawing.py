@@ -1,4 +1,4 @@
-"""Pictures: boxes on images, sheets of images, training curves."""
+"""Pictures: boxes and masks on images, sheets of images, training curves."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +35,23 @@ def draw_boxes(
         cv2.rectangle(image, (x0, y0), (x1, y1), colour, max(1, round(2 * size)))
         text = names[int(category)] + ("" if scores is None else f" {scores[i]:.2f}")
         put_text(image, text, (x0, max(9, y0 - 2)), size, colour, outlined=True)
+    return image
+
+
+def draw_masks(image: np.ndarray, masks: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """Colours masks and draws their outlines on a copy of an image (H, W, 3) BGR.
+
+    Args:
+        masks: (n, height, width) bool, of any size; they are scaled to the image.
+    """
+    image = image.copy()
+    size = (image.shape[1], image.shape[0])
+    for mask, category in zip(masks, classes, strict=True):
+        scaled = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        inside, colour = scaled > 0, class_colour(int(category))
+        image[inside] = (0.55 * image[inside] + 0.45 * np.array(colour)).astype(np.uint8)
+        outlines, _ = cv2.findContours(scaled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(image, outlines, -1, colour, 1)
     return image
 
 

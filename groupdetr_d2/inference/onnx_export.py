@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..modeling.backbone import padding_of
 from ..modeling.meta_arch import SetPredictor, check_square
 
 MIN_SAME = 0.9  # share of detections that PyTorch and onnxruntime have in common
@@ -38,25 +37,24 @@ class Detector(nn.Module):
         """
         model, (height, width) = self.model, images.shape[-2:]
         normalised = (images - model.pixel_mean) / model.pixel_std
-        padded, mask = pad_for(model.backbone, normalised)
+        padded, mask = pad_for(model.padding, normalised)
         features = model.backbone(padded)
         predictions = model.head.decode(model.head.encode(features, mask), self.groups)
         outputs = model.task.exported
         return outputs.select(predictions, (height, width), model.detections_per_image)
 
 
-def pad_for(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Pads images (B, 3, H, W) to sides that a backbone takes.
+def pad_for(padding: tuple[int, int], images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Pads images (B, 3, H, W) to sides that a model takes, see :attr:`SetPredictor.padding`.
 
     Returns:
         the images, and (B, height, width) bool, True on padding; None where any side will do.
     """
-    divisor, square = padding_of(backbone)
+    divisor, square = padding
     if divisor <= 1 and not square:
         return images, None
     check_square(list(images[:1]), square)
     height, width = images.shape[-2:]
-    divisor = max(divisor, 1)
     bottom, right = ((square - n) if square else -n % divisor for n in (height, width))
     padded = F.pad(images, (0, right, 0, bottom))
     rows, columns = (torch.arange(n, device=images.device) for n in padded.shape[-2:])

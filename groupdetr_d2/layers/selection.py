@@ -22,3 +22,16 @@ def top_k(logits: Tensor, boxes: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor
     query = torch.div(index, num_classes, rounding_mode="floor")
     boxes_xyxy = box_cxcywh_to_xyxy(boxes).gather(1, query[..., None].expand(-1, -1, 4))
     return boxes_xyxy, scores, index % num_classes
+
+
+def best_pairs(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Selects the k best (query, class) pairs of logits (B, N, H + 1), without the last class.
+
+    Returns:
+        queries, classes and probabilities, (B, k) each, best first.
+    """
+    probabilities = logits.softmax(-1)[..., :-1]
+    num_classes = probabilities.shape[-1]
+    k = min(k, probabilities.shape[1] * num_classes)
+    scores, index = probabilities.flatten(1).topk(k, dim=1)
+    return torch.div(index, num_classes, rounding_mode="floor"), index % num_classes, scores

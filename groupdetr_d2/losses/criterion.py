@@ -1,9 +1,9 @@
 """Matching, then weighted losses: the same for detection, segmentation and 3D."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,40 @@ from ..groups import QueryGroups
 from ..structures import Denoised, Matches, Predictions, Proposals, Targets
 from .matcher import match_groups
 
-Prepare = Callable[[Predictions, Targets, torch.Generator | None], tuple[Predictions, Targets]]
+Prepare = Callable[..., tuple[Predictions, Targets]]
 
 
 class Term(NamedTuple):
     """A weighted matching cost or loss.
 
-    A loss with ``mean_over="targets"`` returns a sum, which the criterion divides by the number of
-    targets times K. One with ``mean_over="queries"`` returns its own mean over all queries.
+    Attributes:
+        fn: the cost or loss; a loss returns sums.
+        normalizer: what the sums of a loss are divided by, called as ``normalizer(counts, groups)``
+            with the number of targets of each image. None divides by the number of targets times
+            K, which is averaged over processes.
     """
 
     fn: Callable[..., Tensor]
     weight: float
-    mean_over: Literal["targets", "queries"] = "targets"
+    normalizer: Callable[[Sequence[int], QueryGroups], float] | None = None
+
+
+@dataclass(frozen=True)
+class Normalizers:
+    """The divisors of the sums of losses.
+
+    Attributes:
+        of_targets: the number of targets times K.
+        counts: targets of each image of the batch, or of the larger one that it is a part of.
+    """
+
+    of_targets: float
+    counts: Sequence[int]
+    groups: QueryGroups
+
+    def of(self, term: Term) -> float:
+        """The divisor of a term."""
+        return term.normalizer(self.counts, self.groups) if term.normalizer else self.of_targets
 
 
 class Losses(dict[str, Tensor]):
@@ -82,6 +103,7 @@ class SetCriterion(nn.Module):
         targets: Targets,
         groups: QueryGroups,
         num_targets: float | None = None,
+        counts: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
     ) -> Losses:
         """Computes the losses of a batch.
@@ -89,6 +111,7 @@ class SetCriterion(nn.Module):
         Args:
             num_targets: number of targets that the losses are the mean over, if not this batch's
                 (averaged over processes): that of a larger batch which this one is a part of.
+            counts: targets of each image of that larger batch in this process.
             generator: source of the random numbers of `prepare`.
 
         Returns:
@@ -97,13 +120,19 @@ class SetCriterion(nn.Module):
         """
         if num_targets is None:
             num_targets = average_over_processes(sum(targets.counts))
+        counts = targets.counts if counts is None else counts
+        times = self.matches_per_target
+        of_targets = groups.normalizer(num_targets * times)
+        normalizers = Normalizers(of_targets, [times * n for n in counts], groups)
         losses = Losses()
-        self._add_matched(losses, predictions, targets, groups, num_targets, generator)
+        self._add_matched(losses, predictions, targets, normalizers, generator)
         if predictions.denoised is not None:
-            normalizer = groups.normalizer(num_targets)
-            self._add_denoised(losses, predictions.denoised, targets, normalizer, generator)
+            normalizers = Normalizers(groups.normalizer(num_targets), counts, groups)
+            self._add_denoised(losses, predictions.denoised, targets, normalizers, generator)
         if predictions.proposals is not None:
-            self._add_proposed(losses, predictions.proposals, targets, num_targets, generator)
+            groups = predictions.proposals.groups
+            normalizers = Normalizers(groups.normalizer(num_targets), counts, groups)
+            self._add_proposed(losses, predictions.proposals, targets, normalizers, generator)
         return losses
 
     def _add_matched(
@@ -111,23 +140,21 @@ class SetCriterion(nn.Module):
         losses: Losses,
         predictions: Predictions,
         targets: Targets,
-        groups: QueryGroups,
-        num_targets: float,
+        normalizers: Normalizers,
         generator: torch.Generator | None,
     ) -> None:
         """Adds the losses of the object queries; a target counts as often as it is matched."""
         predictions, targets = self.prepare(predictions, targets, generator)
         targets = targets.repeated(self.matches_per_target)
-        matches = self._timed_match(losses, predictions, targets, groups)
-        normalizer = groups.normalizer(num_targets * self.matches_per_target)
-        losses |= self._weighted(predictions, targets, matches, normalizer, "")
+        matches = self._timed_match(losses, predictions, targets, normalizers.groups)
+        losses |= self._weighted(predictions, targets, matches, normalizers, "")
 
     def _add_denoised(
         self,
         losses: Losses,
         denoised: Denoised,
         targets: Targets,
-        normalizer: float,
+        normalizers: Normalizers,
         generator: torch.Generator | None,
     ) -> None:
         """Adds the losses of the denoising queries, whose matches are fixed.
@@ -136,15 +163,16 @@ class SetCriterion(nn.Module):
         DINO; DN-DETR's code takes that of each process.
         """
         predictions, targets = self.prepare(denoised.predictions, targets, generator)
-        normalizer *= denoised.repetitions
-        losses |= self._weighted(predictions, targets, denoised.matches, normalizer, "_dn")
+        of_targets = normalizers.of_targets * denoised.repetitions
+        normalizers = replace(normalizers, of_targets=of_targets)
+        losses |= self._weighted(predictions, targets, denoised.matches, normalizers, "_dn")
 
     def _add_proposed(
         self,
         losses: Losses,
         proposals: Proposals,
         targets: Targets,
-        num_targets: float,
+        normalizers: Normalizers,
         generator: torch.Generator | None,
     ) -> None:
         """Adds the losses of the first stage, matched per group like the object queries."""
@@ -152,22 +180,20 @@ class SetCriterion(nn.Module):
             targets = replace(targets, labels=torch.zeros_like(targets.labels))
         predictions, targets = self.prepare(proposals.predictions, targets, generator)
         matches = self._timed_match(losses, predictions, targets, proposals.groups)
-        normalizer = proposals.groups.normalizer(num_targets)
-        losses |= self._weighted(predictions, targets, matches, normalizer, "_enc")
+        losses |= self._weighted(predictions, targets, matches, normalizers, "_enc")
 
     def _weighted(
         self,
         predictions: Predictions,
         targets: Targets,
         matches: Matches,
-        normalizer: float,
+        normalizers: Normalizers,
         suffix: str,
     ) -> dict[str, Tensor]:
         losses = {}
-        for name, (fn, weight, mean_over) in self.losses.items():
-            per_layer = weight * fn(predictions, targets, matches)  # (L,)
-            if mean_over == "targets":
-                per_layer = per_layer / normalizer
+        for name, term in self.losses.items():
+            sums = term.weight * term.fn(predictions, targets, matches)  # (L,)
+            per_layer = sums / normalizers.of(term)
             for i, value in enumerate(per_layer.unbind()):
                 layer = "" if i == len(per_layer) - 1 else f"_{i}"
                 losses[name + suffix + layer] = value

@@ -43,7 +43,7 @@ def match_groups(costs: list[Tensor], groups: QueryGroups) -> Matches:
     indices = np.concatenate([indices, np.concatenate(images)[None]])  # (2L + 1, M)
     indices = torch.from_numpy(indices.astype(np.int64)).to(device, non_blocking=True)
     query, target, image = indices.split([num_layers, num_layers, 1])
-    return Matches(image=image[0], query=query, target=target, non_finite_images=bad)
+    return Matches(image[0], query, target, groups, non_finite_images=bad)
 
 
 def _assign(costs: np.ndarray, groups: QueryGroups) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..layers.mlp import MLP
 from ..layers.position_encoding import at_least_float32, inverse_sigmoid
 from ..losses.box2d import BoxPredictions
+from ..structures import Memory
 
 PRIOR_PROBABILITY = 0.01  # of any class at any query, at the start (RetinaNet's initialisation)
 
@@ -51,8 +52,13 @@ class BoxPredictor(nn.Module):
         offset = self.layer_box_heads[layer % len(self.layer_box_heads)](content)
         return self._place(offset, self._start(reference))
 
-    def forward(self, hidden_states: Tensor, references: Sequence[Tensor]) -> BoxPredictions:
-        """Predicts float32 logits and boxes from (L, B, Q, C) and L references (B, Q, D)."""
+    def forward(
+        self, hidden_states: Tensor, references: Sequence[Tensor], memory: Memory
+    ) -> BoxPredictions:
+        """Predicts float32 logits and boxes from (L, B, Q, C) and L references (B, Q, D).
+
+        The memory is not read.
+        """
         starts = torch.stack([self._start(x) for x in references])  # (L, B, Q, 4)
         boxes = self._place(_apply(self.layer_box_heads, hidden_states), starts)
         return BoxPredictions(at_least_float32(_apply(self.class_heads, hidden_states)), boxes)

@@ -20,7 +20,8 @@ class DETRHead(nn.Module):
         encoder: ``(memory) -> Memory``.
         queries: ``(memory, groups) -> Queries``.
         decoder: ``(queries, memory, groups, move) -> (hidden states, references)``.
-        predictor: ``(hidden states, references) -> Predictions``; its ``move`` refines references.
+        predictor: ``(hidden states, references, memory) -> Predictions``; its ``move`` refines
+            references.
         denoising: see :class:`groupdetr_d2.modeling.denoising.Denoising`; None for none.
     """
 
@@ -62,7 +63,7 @@ class DETRHead(nn.Module):
         hidden_states, references = self.decoder(
             queries, memory, groups, self.predictor.move
         )  # (L, B, Q, C), L times (B, Q, D)
-        predictions = self.predictor(hidden_states, references)
+        predictions = self.predictor(hidden_states, references, memory)
         if layout is not None:
             predictions = layout.separate(predictions, groups)
         return replace(predictions, proposals=proposals)

@@ -1,5 +1,6 @@
 """The meta-architectures: images and targets in, losses or `Instances` out."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -18,12 +19,14 @@ from ..groups import QueryGroups
 from ..layers.box_ops import box_xyxy_to_cxcywh
 from ..losses.box2d import BoxPredictions, BoxTargets
 from ..losses.criterion import Losses, SetCriterion
+from ..losses.mask import MaskPredictions, MaskTargets
 from ..structures import Memory, Predictions, Targets
 from ..tasks.boxes import BOXES
+from ..tasks.masks import MASKS
 from ..tasks.task import Task
 from .backbone import build_checked_backbone, padding_of
 from .head import DETRHead, build_detr_head, build_groups
-from .postprocessing import top_k_instances
+from .postprocessing import mask_instances, top_k_instances
 
 
 class LabelError(UserError):
@@ -41,6 +44,8 @@ class SetPredictor(nn.Module, ABC):
         groups: the groups of training; inference uses the primary one alone.
         num_classes: number of classes, which labels have to stay below.
         detections_per_image: number of predictions kept for each image.
+        size_divisibility: number that the sides of a batch are padded to a multiple of, besides
+            what the backbone needs; 0 for any.
     """
 
     task: ClassVar[Task]
@@ -57,6 +62,7 @@ class SetPredictor(nn.Module, ABC):
         groups: QueryGroups,
         num_classes: int,
         detections_per_image: int,
+        size_divisibility: int = 0,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
     ):
@@ -64,6 +70,7 @@ class SetPredictor(nn.Module, ABC):
         self.backbone, self.head, self.criterion = backbone, head, criterion
         self.groups, self.num_classes = groups, num_classes
         self.detections_per_image = detections_per_image
+        self.size_divisibility = size_divisibility
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -86,6 +93,7 @@ class SetPredictor(nn.Module, ABC):
             "groups": build_groups(cfg),
             "num_classes": cfg.MODEL.DETR.NUM_CLASSES,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "size_divisibility": cfg.MODEL.DETR.SIZE_DIVISIBILITY,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -95,15 +103,28 @@ class SetPredictor(nn.Module, ABC):
         """The device of the parameters, which inputs are moved to."""
         return self.pixel_mean.device
 
+    @property
+    def padding(self) -> tuple[int, int]:
+        """The number that sides are padded to a multiple of, and the side of a square; 0 for any.
+
+        See :func:`groupdetr_d2.modeling.backbone.padding_of`.
+        """
+        divisor, square = padding_of(self.backbone)
+        return math.lcm(divisor or 1, self.size_divisibility or 1), square
+
     def forward(
-        self, batched_inputs: list[dict], num_targets: float | None = None
+        self,
+        batched_inputs: list[dict],
+        num_targets: float | None = None,
+        counts: Sequence[int] | None = None,
     ) -> Losses | list[dict]:
         """Computes losses in training, detections in evaluation.
 
         Args:
             batched_inputs: Detectron2's dataset dicts with "image" (3, H, W) and, in training,
                 "instances".
-            num_targets: see :class:`SetCriterion`; for batches that are trained on part by part.
+            num_targets, counts: see :class:`SetCriterion`; for batches that are trained on part by
+                part.
 
         Returns:
             weighted losses by name in training, else ``[{"instances": Instances}]`` in the
@@ -115,7 +136,7 @@ class SetPredictor(nn.Module, ABC):
         targets = self.build_targets(batched_inputs)
         predictions = self.predict(batched_inputs, groups, targets)
         with torch.autocast(self.device.type, enabled=False):
-            losses = self.criterion(predictions, targets, groups, num_targets)
+            losses = self.criterion(predictions, targets, groups, num_targets, counts)
         if has_event_storage():
             seconds = losses.match_seconds
             get_event_storage().put_scalar("match_time", seconds, smoothing_hint=False)
@@ -153,7 +174,7 @@ class SetPredictor(nn.Module, ABC):
         """
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
-        divisor, square = padding_of(self.backbone)
+        divisor, square = self.padding
         check_square(images, square)
         return ImageList.from_tensors(images, divisor, padding_constraints={"square_size": square})
 
@@ -208,7 +229,7 @@ class GroupDETR(SetPredictor):
 
     def postprocess(self, predictions: BoxPredictions, batched_inputs: list[dict]) -> list[dict]:
         """Returns the best detections, scaled to each image's original "height" and "width"."""
-        check_finite(predictions.boxes[-1], predictions.logits[-1], batched_inputs)
+        check_finite([predictions.boxes[-1], predictions.logits[-1]], batched_inputs)
         sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
         results = top_k_instances(
             predictions.logits[-1], predictions.boxes[-1], sizes, self.detections_per_image
@@ -219,13 +240,68 @@ class GroupDETR(SetPredictor):
         ]
 
 
-def check_finite(boxes: Tensor, logits: Tensor, batched_inputs: list[dict]) -> None:
-    """Checks that predictions (B, Q, .) are numbers.
+@META_ARCH_REGISTRY.register()
+class GroupMask2Former(SetPredictor):
+    """The meta-architecture of instance segmentation, with Mask2Former of `variants/`."""
+
+    task = MASKS
+
+    def encode(self, batched_inputs: list[dict]) -> Memory:
+        """Computes the memory of one image per input; padding counts as image."""
+        return self.head.encode(self.backbone(self.preprocess_image(batched_inputs).tensor), None)
+
+    def build_targets(self, batched_inputs: list[dict]) -> MaskTargets:
+        """Collects labels, and masks that are padded like the images."""
+        instances = [x["instances"] for x in batched_inputs]
+        for x in batched_inputs:
+            check_labels(x, self.num_classes)
+        size = padded_size([tuple(x["image"].shape[-2:]) for x in batched_inputs], self.padding)
+        masks = [padded_masks(x.gt_masks.tensor, size) for x in instances]
+        return MaskTargets(
+            torch.cat([x.gt_classes for x in instances]).to(self.device, non_blocking=True),
+            torch.cat(masks).to(self.device, non_blocking=True),
+            counts=[len(x) for x in instances],
+        )
+
+    def postprocess(self, predictions: MaskPredictions, batched_inputs: list[dict]) -> list[dict]:
+        """Returns the best masks, in each image's original "height" and "width"."""
+        outputs = [predictions.embeddings[-1], predictions.logits[-1], predictions.features.value]
+        check_finite(outputs, batched_inputs)
+        sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
+        originals = [
+            (x.get("height", h), x.get("width", w))
+            for x, (h, w) in zip(batched_inputs, sizes, strict=True)
+        ]
+        found = mask_instances(predictions, sizes, originals, self.detections_per_image)
+        return [{"instances": instances} for instances in found]
+
+
+def padded_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pads masks (T, height, width) at the bottom and on the right to a size."""
+    height, width = masks.shape[1:]
+    return nn.functional.pad(masks.bool(), (0, size[1] - width, 0, size[0] - height))
+
+
+def padded_size(sizes: Sequence[tuple[int, int]], padding: tuple[int, int]) -> tuple[int, int]:
+    """Computes the (height, width) that images of some sizes are padded to as a batch.
+
+    Args:
+        padding: see :attr:`SetPredictor.padding`.
+    """
+    divisor, square = padding
+    if square:
+        return square, square
+    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+    return height, width
+
+
+def check_finite(outputs: Sequence[Tensor], batched_inputs: list[dict]) -> None:
+    """Checks that predictions are numbers.
 
     Raises:
         NonFiniteOutputError: they are not.
     """
-    if torch.jit.is_tracing() or (boxes.isfinite().all() and logits.isfinite().all()):
+    if torch.jit.is_tracing() or all(x.isfinite().all() for x in outputs):
         return
     names = [x.get("file_name", x.get("image_id", "an image")) for x in batched_inputs]
     raise NonFiniteOutputError(

@@ -92,7 +92,11 @@ def build_projections(cfg, backbone_shape) -> Sequence[nn.Module]:
         convolutions.append(nn.Conv2d(before, d_model, 3, stride=2, padding=1))
     if not norm:
         return convolutions
-    for convolution in convolutions:
-        nn.init.xavier_uniform_(convolution.weight)
-        nn.init.zeros_(convolution.get_parameter("bias"))
-    return [nn.Sequential(conv, nn.GroupNorm(32, d_model)) for conv in convolutions]
+    return [normed(convolution) for convolution in convolutions]
+
+
+def normed(convolution: nn.Conv2d) -> nn.Sequential:
+    """Adds a GroupNorm to a projection, which then starts from Xavier's distribution."""
+    nn.init.xavier_uniform_(convolution.weight)
+    nn.init.zeros_(convolution.get_parameter("bias"))
+    return nn.Sequential(convolution, nn.GroupNorm(32, convolution.out_channels))

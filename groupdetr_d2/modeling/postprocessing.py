@@ -1,9 +1,13 @@
-"""Postprocessing: from logits and boxes to Detectron2 `Instances`."""
+"""Postprocessing: from the predictions of queries to Detectron2 `Instances`."""
+
+from collections.abc import Sequence
 
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ..layers.selection import top_k
+from ..layers.mask_ops import boxes_around, masks_of
+from ..layers.selection import best_pairs, top_k
+from ..losses.mask import MaskPredictions
 from ..structures import sizes_of
 
 
@@ -26,5 +30,41 @@ def top_k_instances(
         instances.pred_boxes = Boxes(boxes_xyxy[b])
         instances.scores = scores[b]
         instances.pred_classes = classes[b]
+        results.append(instances)
+    return results
+
+
+def mask_instances(
+    predictions: MaskPredictions,
+    image_sizes: Sequence[tuple[int, int]],
+    output_sizes: Sequence[tuple[int, int]],
+    k: int,
+) -> list[Instances]:
+    """Makes `Instances` of the k best (query, class) pairs of each image.
+
+    Queries are chosen first, and their masks alone are computed. A score is the probability of the
+    class times the mean probability of the mask's pixels, as in the official code.
+
+    Args:
+        image_sizes: (height, width) of each unpadded image.
+        output_sizes: (height, width) that each image's masks are resized to.
+
+    Returns:
+        per image, `pred_masks` (k, height, width) bool, `pred_boxes` around them, `scores` and
+        `pred_classes`, best first.
+    """
+    queries, classes, scores = best_pairs(predictions.logits[-1], k)
+    results = []
+    for b, sizes in enumerate(zip(image_sizes, output_sizes, strict=True)):
+        chosen, place = queries[b].unique(return_inverse=True)
+        embeddings, features = predictions.embeddings[-1, b, chosen], predictions.features.value[b]
+        masks, quality = masks_of(embeddings, features, predictions.stride, *sizes)
+        final, order = (scores[b] * quality[place]).sort(descending=True, stable=True)
+        masks = masks[place[order]]
+        instances = Instances(sizes[1])
+        instances.pred_masks = masks
+        instances.pred_boxes = Boxes(boxes_around(masks))
+        instances.scores = final
+        instances.pred_classes = classes[b, order]
         results.append(instances)
     return results

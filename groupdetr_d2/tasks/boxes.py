@@ -1,11 +1,7 @@
 """2D boxes: COCO's box AP, and detections with a class, a score and a box."""
 
-import itertools
 from collections.abc import Sequence
-from operator import attrgetter
-from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -13,12 +9,11 @@ from detectron2.data.transforms import HFlipTransform
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ..data.catalog import images_of
-from ..data.detr_augmentation import build_detr_augmentation
+from ..data.augmentation import build_augmentation
 from ..data.loader import DetectionMapper
 from ..errors import UserError
-from ..evaluation.box_evaluator import RESULTS, BoxEvaluator
-from ..evaluation.detection_curves import ImageResult, box_overlaps
+from ..evaluation.coco_evaluator import RESULTS, CocoEvaluator
+from ..evaluation.coco_results import read_box_results
 from ..evaluation.drawing import draw_boxes
 from ..evaluation.fusion import merge_by_fusion
 from ..layers.selection import top_k
@@ -36,7 +31,7 @@ EXPORTED_PIXELS, EXPORTED_SCORE = 1.0, 1e-3  # largest difference of an equal de
 def build_mapper(cfg: CfgNode, is_train: bool) -> DetectionMapper:
     """Builds the mapper with DETR's augmentation."""
     return DetectionMapper(
-        build_detr_augmentation(cfg, is_train),
+        build_augmentation(cfg, is_train),
         image_format=cfg.INPUT.FORMAT,
         is_train=is_train,
         annotation_fields=FIELDS,
@@ -69,74 +64,9 @@ def build_criterion(cfg: CfgNode) -> SetCriterion:
     )
 
 
-def build_evaluator(dataset: str, folder: str | None) -> BoxEvaluator:
+def build_evaluator(dataset: str, folder: str | None) -> CocoEvaluator:
     """Builds the evaluator of COCO's box AP."""
-    return BoxEvaluator(dataset, folder)
-
-
-class _Result(msgspec.Struct, gc=False):
-    """A detection in COCO's format."""
-
-    image_id: int | str
-    category_id: int | str
-    bbox: tuple[float, float, float, float]
-    score: float
-
-
-def read_results(dataset: str, results_file: Path) -> list[ImageResult]:
-    """Reads the detections that the evaluator left, beside the ground truth of each image."""
-    images = images_of(dataset, is_evaluated=True)
-    columns = images.columns
-    records = msgspec.json.decode(results_file.read_bytes(), type=list[_Result])
-    image_ids, category_ids, found_boxes, found_scores = (
-        list(map(attrgetter(name), records)) for name in _Result.__struct_fields__
-    )
-    places = {identity: i for i, identity in enumerate(columns.image_ids)}
-    class_places = {identity: i for i, identity in enumerate(columns.category_ids)}
-    image_of = np.array(list(map(places.__getitem__, image_ids)), dtype=int)
-    classes = np.array(list(map(class_places.__getitem__, category_ids)), dtype=int)
-    scores, boxes = np.array(found_scores, dtype=np.float64), _corners(found_boxes)
-    order = np.lexsort((-scores, image_of))  # best first in each image
-    ends = np.searchsorted(image_of[order], np.arange(len(columns.image_ids) + 1))
-    return [
-        _image_result(d, boxes[own], classes[own], scores[own])
-        for d, own in zip(images, (order[a:b] for a, b in itertools.pairwise(ends)), strict=True)
-    ]
-
-
-def _image_result(
-    d: dict, boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray
-) -> ImageResult:
-    annotations, size = d["annotations"], (d["height"], d["width"])
-    true_boxes = _corners([a["bbox"] for a in annotations])
-    crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)
-    true_classes = np.array([a["category_id"] for a in annotations], dtype=int)
-
-    def truth() -> Instances:
-        labels = torch.from_numpy(true_classes)
-        return Instances(size, gt_boxes=Boxes(true_boxes), gt_classes=labels)
-
-    def found() -> Instances:
-        values = {"scores": torch.from_numpy(scores), "pred_classes": torch.from_numpy(classes)}
-        return Instances(size, pred_boxes=Boxes(boxes), **values)
-
-    return ImageResult(
-        name=d["file_name"],
-        true_classes=true_classes,
-        crowd=crowd,
-        classes=classes,
-        scores=scores,
-        overlaps=box_overlaps(boxes, true_boxes, crowd),
-        truth=truth,
-        found=found,
-    )
-
-
-def _corners(boxes: Sequence[Sequence[float]]) -> np.ndarray:
-    """Makes (M, 4) x0, y0, x1, y1 of boxes x, y, width, height."""
-    numbers = np.fromiter(itertools.chain.from_iterable(boxes), np.float64)  # thrice as fast
-    x, y, width, height = numbers.reshape(-1, 4).T
-    return np.stack([x, y, x + width, y + height], 1)
+    return CocoEvaluator(dataset, folder)
 
 
 def records(instances: Instances, names: Sequence[str]) -> list[dict]:
@@ -206,11 +136,12 @@ BOXES = Task(
     build_criterion=build_criterion,
     build_evaluator=build_evaluator,
     results_file=RESULTS,
-    read_results=read_results,
+    read_results=read_box_results,
     records=records,
     columns=("class", "score", *CORNERS),
     flat_record=flat_record,
     coco_record=coco_record,
+    as_polygons=None,
     draw=draw,
     flip=flip,
     merge=merge_by_fusion,

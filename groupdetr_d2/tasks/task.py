@@ -9,6 +9,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from torch import Tensor
 
+from ..data.loader import DetectionMapper
 from ..evaluation.detection_curves import ImageResult
 from ..losses.criterion import SetCriterion
 
@@ -41,7 +42,7 @@ class Task:
         compared: names of the numbers that a comparison of runs shows, `metric` first.
         annotation_fields: fields of an annotation that training keeps in memory.
         shown_losses: names of the losses in the progress line.
-        build_mapper: ``(cfg, is_train)`` -> the function from a dataset dict to a model's input.
+        build_mapper: ``(cfg, is_train)`` -> the mapper from a dataset dict to a model's input.
         build_criterion: ``(cfg)`` -> costs and losses.
         build_evaluator: ``(dataset name, output folder or None)`` -> Detectron2's evaluator.
         results_file: name of the file of detections that the evaluator leaves in its folder.
@@ -51,6 +52,7 @@ class Task:
         columns: names of the columns of a table of records, "class" and "score" first.
         flat_record: a record as a dictionary with these keys, of numbers and texts alone.
         coco_record: what a record adds to a result in COCO's format, beside ids and score.
+        as_polygons: a record with its mask as polygons; None if the task has no masks.
         draw: ``(image (H, W, 3) BGR, instances, class names)`` -> a copy of the image with
             predictions or ground truth drawn, scaled from `instances.image_size` to the image.
         flip: ``(instances, width)`` -> the detections on an image of that width, mirrored. None if
@@ -63,7 +65,7 @@ class Task:
     compared: tuple[str, ...]
     annotation_fields: tuple[str, ...]
     shown_losses: tuple[str, ...]
-    build_mapper: Callable[..., Callable[[dict], dict]]
+    build_mapper: Callable[..., DetectionMapper]
     build_criterion: Callable[..., SetCriterion]
     build_evaluator: Callable[[str, str | None], DatasetEvaluator]
     results_file: str
@@ -72,10 +74,16 @@ class Task:
     columns: tuple[str, ...]
     flat_record: Callable[[dict], dict]
     coco_record: Callable[[dict], dict]
+    as_polygons: Callable[[dict], dict] | None
     draw: Callable[..., np.ndarray]
     flip: Callable[[Instances, int], Instances] | None
     merge: Callable[[Sequence[Instances], int], Instances] | None
     exported: ExportedOutputs
+
+    @property
+    def with_masks(self) -> bool:
+        """Whether training and evaluation read the masks of a data set."""
+        return "segmentation" in self.annotation_fields
 
     @property
     def kind(self) -> str:

@@ -1,6 +1,14 @@
 """DETR variants, one file a paper. Importing this package registers all of them."""
 
-from . import conditional_detr, dab_deformable_detr, dab_detr, deformable_detr, dino, sam_detr
+from . import (
+    conditional_detr,
+    dab_deformable_detr,
+    dab_detr,
+    deformable_detr,
+    dino,
+    mask2former,
+    sam_detr,
+)
 
 __all__ = [
     "conditional_detr",
@@ -8,5 +16,6 @@ __all__ = [
     "dab_detr",
     "deformable_detr",
     "dino",
+    "mask2former",
     "sam_detr",
 ]

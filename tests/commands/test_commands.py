@@ -66,7 +66,7 @@ def test_env_works_where_detectron2_is_missing():
 
 def test_flops_grow_linearly_with_k():
     def flops(k):
-        return count_flops(small_config(CONFIG, k), (64, 96), 2, backward=True)
+        return count_flops(small_config(CONFIG, k), (64, 96), 2, num_objects=3, backward=True)
 
     one, two, three = flops(1), flops(2), flops(3)
     assert two > one and three - two == two - one

@@ -15,7 +15,7 @@ from groupdetr_d2.data.coco_file import examine, read_columns, read_fast, read_j
 from groupdetr_d2.data.coco_rules import read_table
 from groupdetr_d2.data.inspection import inspect_coco
 from groupdetr_d2.errors import UserError
-from groupdetr_d2.evaluation.coco_metrics import DetectionColumns, box_metrics
+from groupdetr_d2.evaluation.coco_metrics import DetectionColumns, coco_metrics
 from groupdetr_d2.tasks.boxes import BOXES
 from tests.conftest import small_config
 from tests.data.test_data import write_set
@@ -138,7 +138,7 @@ def test_mutants_get_the_same_verdict_from_both_commands(good):
         if images is not None:
             accepted += 1
             columns = images.columns
-            metrics = box_metrics(columns, perfect(columns), columns.class_names)
+            metrics = coco_metrics(columns, perfect(columns), columns.class_names)
             assert metrics["AP"] == pytest.approx(100), (i, open(path).read())
     assert 60 < accepted < 350
 
@@ -186,7 +186,7 @@ def test_perfect_predictions_have_ap_100_whatever_the_ids(good, ids):
     path = folder / f"ids-{ids}.json"
     path.write_text(json.dumps(content))
     columns = read_columns(str(path))
-    metrics = box_metrics(columns, perfect(columns), columns.class_names)
+    metrics = coco_metrics(columns, perfect(columns), columns.class_names)
     assert metrics["AP"] == metrics["AP-cat"] == metrics["AP-dog"] == pytest.approx(100)
 
 
@@ -200,7 +200,7 @@ def test_more_than_a_hundred_objects_of_a_class_can_be_found(good):
     path.write_text(json.dumps(content))
     columns = read_columns(str(path))
     assert len(boxes) > 100
-    assert box_metrics(columns, perfect(columns), columns.class_names)["AP"] == pytest.approx(100)
+    assert coco_metrics(columns, perfect(columns), columns.class_names)["AP"] == pytest.approx(100)
 
 
 ENCODINGS = {

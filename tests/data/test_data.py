@@ -8,11 +8,11 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from groupdetr_d2.config import build_config
+from groupdetr_d2.data.augmentation import build_augmentation
 from groupdetr_d2.data.catalog import check_classes, images_of
 from groupdetr_d2.data.checks import DatasetError
 from groupdetr_d2.data.coco_file import read_columns
 from groupdetr_d2.data.custom import register_custom_datasets
-from groupdetr_d2.data.detr_augmentation import build_detr_augmentation
 from groupdetr_d2.data.loader import (
     ImageReadError,
     TrainingSampler,
@@ -237,7 +237,7 @@ def test_sampler_gives_every_image_once_an_epoch_and_does_not_mix_shapes():
 
 def test_detr_augmentation_is_the_official_one():
     cfg = build_config("configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml")
-    flip, crop, resize = build_detr_augmentation(cfg, is_train=True)
+    flip, crop, resize = build_augmentation(cfg, is_train=True)
     resize = resize.resize
     assert resize.short_edge_length[0] == 480 and resize.short_edge_length[-1] == 800
     assert len(resize.short_edge_length) == 11 and resize.max_size == 1333 and not resize.is_range
@@ -245,7 +245,7 @@ def test_detr_augmentation_is_the_official_one():
     before, cut = crop.aug.augs
     assert before.resize.short_edge_length == [400, 500, 600] and before.resize.max_size > 10**4
     assert list(cut.crop_size) == [384, 600] and cut.crop_type == "absolute_range"
-    (test_resize,) = build_detr_augmentation(cfg, is_train=False)
+    (test_resize,) = build_augmentation(cfg, is_train=False)
     test_resize = test_resize.resize
     assert test_resize.short_edge_length == (800, 800) and test_resize.max_size == 1333
 

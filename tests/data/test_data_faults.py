@@ -7,7 +7,7 @@ from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from PIL import Image
 
 from groupdetr_d2.data import workers
-from groupdetr_d2.data.detr_augmentation import build_detr_augmentation
+from groupdetr_d2.data.augmentation import build_augmentation
 from groupdetr_d2.data.image_file import ImageReadError, read_bgr
 from groupdetr_d2.data.loader import TrainingSet, build_train_loader, seed_everything
 from groupdetr_d2.engine.reporting import report_errors
@@ -66,7 +66,7 @@ def test_items_are_those_of_detectron2s_mapper(tmp_path):
     cfg = custom_config(tmp_path, "SEED", 1)
     settle_config(cfg)
     d = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)[0]
-    augmentations = build_detr_augmentation(cfg, is_train=True)
+    augmentations = build_augmentation(cfg, is_train=True)
     reference = DatasetMapper(is_train=True, augmentations=augmentations, image_format="RGB")
     seed_everything(1, 5)
     expected = reference(d)

@@ -11,7 +11,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from groupdetr_d2.data.catalog import images_of
-from groupdetr_d2.evaluation.box_evaluator import BoxEvaluator
+from groupdetr_d2.evaluation.coco_evaluator import CocoEvaluator
 from tests.data.test_data import write_set
 
 BOXES = [(2, 3, 10, 8), (20, 5, 12, 12), (4, 20, 9, 15), (1, 1, 33, 36)]
@@ -61,7 +61,7 @@ def test_ap_is_that_of_detectron2s_evaluator(dataset, tmp_path, package, monkeyp
         monkeypatch.setattr(importlib, "import_module", hidden)
     else:
         pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is a test extra")
-    found = evaluated(BoxEvaluator(dataset, str(tmp_path)), dataset)
+    found = evaluated(CocoEvaluator(dataset, str(tmp_path)), dataset)
     assert set(found) == set(expected) and 5 < found["AP"] < 60
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-9, nan_ok=True), name
@@ -69,14 +69,14 @@ def test_ap_is_that_of_detectron2s_evaluator(dataset, tmp_path, package, monkeyp
 
 def test_some_images_alone(dataset):
     """As an analysis evaluates the first few."""
-    evaluator = BoxEvaluator(dataset)
+    evaluator = CocoEvaluator(dataset)
     whole = evaluated(evaluator, dataset)
     some = evaluator.evaluate(img_ids=[11, 12])["bbox"]
     assert some["AP"] != whole["AP"] and np.isfinite(some["AP"])
 
 
 def test_no_detections_have_no_ap(dataset):
-    evaluator = BoxEvaluator(dataset)
+    evaluator = CocoEvaluator(dataset)
     evaluator.reset()
     metrics = evaluator.evaluate()["bbox"]
     assert set(metrics) == {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-cat", "AP-dog"}

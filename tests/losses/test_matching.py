@@ -178,7 +178,7 @@ def test_a_mean_over_queries_is_not_divided_again():
     def mean_logit(predictions, targets, matches):
         return predictions.logits.mean((1, 2, 3))  # (L,)
 
-    terms = {"a": Term(mean_logit, 2.0, mean_over="queries"), "b": Term(mean_logit, 2.0)}
+    terms = {"a": Term(mean_logit, 2.0, lambda counts, groups: 1), "b": Term(mean_logit, 2.0)}
     losses = SetCriterion([Term(l1_cost, 1.0)], terms)(predictions, targets, QueryGroups(N, 3))
     expected = 2 * predictions.logits[-1].mean()
     torch.testing.assert_close(losses["a"], expected)

@@ -1,0 +1,162 @@
+"""Instance masks: COCO's mask AP, and detections with a class, a score, a mask and its box."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.structures import Instances
+from torch import Tensor
+
+from ..data.augmentation import build_augmentation
+from ..data.loader import DetectionMapper
+from ..data.mask_instances import mask_instances
+from ..data.segmentations import encode, polygons_of
+from ..errors import UserError
+from ..evaluation.coco_evaluator import RESULTS, CocoEvaluator
+from ..evaluation.coco_results import read_mask_results
+from ..evaluation.drawing import draw_masks
+from ..layers.mask_ops import boxes_around, quality_of
+from ..layers.selection import best_pairs
+from ..losses.classification import softmax_cost, softmax_loss, weight_of_queries
+from ..losses.criterion import SetCriterion, Term
+from ..losses.mask import MaskPredictions, PointSampler, bce_loss, dice_loss, mask_cost
+from . import boxes
+from .task import ExportedOutputs, Task
+
+FIELDS = (*boxes.FIELDS, "segmentation")
+EXPORTED_IOU = 0.95  # smallest overlap of an equal mask
+
+
+def build_mapper(cfg: CfgNode, is_train: bool) -> DetectionMapper:
+    """Builds the mapper with masks; INPUT.IMAGE_SIZE chooses large-scale jitter."""
+    return DetectionMapper(
+        build_augmentation(cfg, is_train),
+        image_format=cfg.INPUT.FORMAT,
+        is_train=is_train,
+        annotation_fields=FIELDS,
+        build_instances=mask_instances,
+    )
+
+
+def build_criterion(cfg: CfgNode) -> SetCriterion:
+    """Builds Mask2Former's costs and losses: of classes by softmax, of masks at points.
+
+    Raises:
+        UserError: MODEL.DETR.MATCHES_PER_TARGET is below 1.
+    """
+    detr = cfg.MODEL.DETR
+    if detr.MATCHES_PER_TARGET < 1:
+        number = detr.MATCHES_PER_TARGET
+        raise UserError(f"MODEL.DETR.MATCHES_PER_TARGET is {number}; it must be at least 1")
+    no_object = {"no_object_weight": detr.NO_OBJECT_WEIGHT}
+    weights = {"bce_weight": detr.MASK_COST, "dice_weight": detr.DICE_COST}
+    return SetCriterion(
+        costs=[Term(softmax_cost, detr.CLASS_COST), Term(partial(mask_cost, **weights), 1.0)],
+        losses={
+            "loss_class": Term(
+                partial(softmax_loss, **no_object),
+                detr.CLASS_WEIGHT,
+                partial(weight_of_queries, **no_object),
+            ),
+            "loss_mask": Term(bce_loss, detr.MASK_WEIGHT),
+            "loss_dice": Term(dice_loss, detr.DICE_WEIGHT),
+        },
+        matches_per_target=detr.MATCHES_PER_TARGET,
+        prepare=PointSampler(
+            detr.TRAIN_NUM_POINTS, detr.OVERSAMPLE_RATIO, detr.IMPORTANCE_SAMPLE_RATIO
+        ),
+    )
+
+
+def build_evaluator(dataset: str, folder: str | None) -> CocoEvaluator:
+    """Builds the evaluator of COCO's mask AP, and of the AP of the boxes around masks."""
+    return CocoEvaluator(dataset, folder, with_masks=True)
+
+
+def records(instances: Instances, names: Sequence[str]) -> list[dict]:
+    """Lists detections as plain values: "class", "score", "box", "segmentation" (COCO's RLE)."""
+    codes = encode(instances.pred_masks.cpu().numpy())
+    own = boxes.records(instances, names)
+    return [{**x, "segmentation": code} for x, code in zip(own, codes, strict=True)]
+
+
+def coco_record(record: dict) -> dict:
+    """The box and the mask of a record as COCO's results have them."""
+    return {**boxes.coco_record(record), "segmentation": record["segmentation"]}
+
+
+def as_polygons(record: dict) -> dict:
+    """A record with its mask as polygons; holes are filled."""
+    return {**record, "segmentation": polygons_of(record["segmentation"])}
+
+
+def draw(image: np.ndarray, instances: Instances, names: Sequence[str]) -> np.ndarray:
+    """Draws masks, class names and, of predictions, scores on a copy of the image."""
+    kind = "pred" if instances.has("pred_masks") else "gt"
+    masks = instances.get(f"{kind}_masks")
+    masks = getattr(masks, "tensor", masks)  # of BitMasks
+    drawn = draw_masks(image, masks.cpu().numpy(), instances.get(f"{kind}_classes"))
+    return boxes.draw(drawn, instances, names)
+
+
+def select_outputs(
+    predictions: MaskPredictions, size: tuple[int, int], k: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Selects masks (B, k, H, W), boxes (B, k, 4), scores and labels (B, k), best first.
+
+    Masks are of the size of the input, 1 inside; boxes are xyxy in pixels.
+    """
+    queries, labels, scores = best_pairs(predictions.logits[-1], k)
+    embeddings = predictions.embeddings[-1]
+    chosen = embeddings.gather(1, queries[..., None].expand(-1, -1, embeddings.shape[-1]))
+    logits = torch.einsum("bqc,bchw->bqhw", chosen, predictions.features.value)
+    padded = [side * predictions.stride for side in logits.shape[2:]]
+    logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
+    logits = logits[..., : size[0], : size[1]]
+    masks = logits > 0  # (B, k, H, W)
+    scores, order = (scores * quality_of(logits, masks)).sort(dim=1, descending=True)
+    masks = masks.to(torch.uint8).gather(1, order[..., None, None].expand_as(masks))
+    return masks, boxes_around(masks > 0), scores, labels.gather(1, order)
+
+
+def are_equal(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> np.ndarray:
+    """Compares every two detections of an image by mask, score and label, (B, k, k) bool."""
+    a, b = (x[0].reshape(*x[0].shape[:2], -1).astype(np.float32) for x in (expected, found))
+    overlap = a @ b.transpose(0, 2, 1)
+    union = a.sum(-1)[:, :, None] + b.sum(-1)[:, None] - overlap
+    score, label = (
+        x[:, :, None] - y[:, None] for x, y in zip(expected[2:], found[2:], strict=True)
+    )
+    is_near = (overlap >= EXPORTED_IOU * union) & (np.abs(score) < boxes.EXPORTED_SCORE)
+    return is_near & (label == 0)
+
+
+MASKS = Task(
+    metric="segm/AP",
+    compared=("segm/AP", "segm/AP50"),
+    annotation_fields=FIELDS,
+    shown_losses=("loss_class", "loss_mask", "loss_dice"),
+    build_mapper=build_mapper,
+    build_criterion=build_criterion,
+    build_evaluator=build_evaluator,
+    results_file=RESULTS,
+    read_results=read_mask_results,
+    records=records,
+    columns=boxes.BOXES.columns,
+    flat_record=boxes.flat_record,
+    coco_record=coco_record,
+    as_polygons=as_polygons,
+    draw=draw,
+    flip=None,
+    merge=None,
+    exported=ExportedOutputs(
+        names=("masks", "boxes", "scores", "labels"),
+        select=select_outputs,
+        are_equal=are_equal,
+        description="masks: (batch, {k}, height, width) uint8, 1 inside; boxes: (batch, {k}, 4) "
+        "x1 y1 x2 y2 in pixels of the input; scores, labels: (batch, {k})",
+    ),
+)
