@@ -79,7 +79,7 @@ def dicts(tmp_path_factory):
 
 def dataset_dict(path, number):
     spec = ShapesSpec("train", 1, image_size=64, max_objects=4)
-    picture, objects = draw_image(np.random.default_rng(number), spec)
+    picture, objects, _ = draw_image(np.random.default_rng(number), spec)
     cv2.imwrite(str(path), picture)
     annotations = [
         {"bbox": [x, y, x + w, y + h], "bbox_mode": BoxMode.XYXY_ABS, "category_id": c}

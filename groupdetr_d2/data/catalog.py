@@ -65,7 +65,8 @@ def _checked_images(name: str, *, is_evaluated: bool, with_masks: bool) -> CocoI
     columns = columns_of_set(name, with_masks=with_masks)
     drops = MetadataCatalog.get(name).get("bad_boxes", "drop") == "drop"
     for finding in find_in_columns(columns):
-        _report(source, finding, drops=drops, is_evaluated=is_evaluated)
+        known = MetadataCatalog.get(name).get("is_generated", False)
+        _report(source, finding, drops=drops, is_evaluated=is_evaluated, is_generated=known)
     bad = is_bad(columns)
     images = CocoImages(columns.without(bad) if bad.any() else columns, image_root_of(name))
     if comm.is_main_process():  # one process asks the file system for every image
@@ -73,10 +74,14 @@ def _checked_images(name: str, *, is_evaluated: bool, with_masks: bool) -> CocoI
     return images
 
 
-def _report(source: str, finding: Finding, *, drops: bool, is_evaluated: bool) -> None:
+def _report(
+    source: str, finding: Finding, *, drops: bool, is_evaluated: bool, is_generated: bool
+) -> None:
     is_tolerated = {"boxes": drops, "nothing": is_evaluated}.get(finding.kind, False)
     if finding.is_error and not is_tolerated:
         raise DatasetError(f"{source}: {finding.message()}")
+    if is_generated:
+        return
     number = f"{len(finding.examples)} " if finding.examples else ""
     first = f", {finding.examples[0]} for one" if finding.examples else ""
     what = {"boxes": ". They are left out", "nothing": ": AP cannot be computed"}

@@ -2,7 +2,8 @@
 
 Six classes that differ in outline alone (colour and texture are random), many small and partly
 hidden objects in an image, on a background of noise, blobs and line clutter. It is hard enough that
-AP tells models apart, and small enough to train on with a CPU.
+AP tells models apart, and small enough to train on with a CPU. Masks are the pixels that can be
+seen; boxes reach around hidden parts, too.
 """
 
 import json
@@ -20,12 +21,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from .coco_rules import box_annotation
+from .segmentations import encode
 
 logger = logging.getLogger(__name__)
 
 CLASSES = ("circle", "ring", "square", "diamond", "triangle", "cross")
 MIN_VISIBLE = 0.5  # of an object's pixels, after everything is drawn
-VERSION = 1  # counts changes of what is drawn, so that an old cache is not taken for a new one
+VERSION = 2  # counts changes of what is written, so that an old cache is not taken for a new one
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,16 @@ def generate_shapes(spec: ShapesSpec, root: Path) -> Path:
     images: list[dict] = []
     annotations: list[dict] = []
     for i in range(spec.num_images):
-        picture, objects = draw_image(np.random.default_rng([spec.seed, i]), spec)
+        picture, objects, owner = draw_image(np.random.default_rng([spec.seed, i]), spec)
         name = f"{i:06d}.jpg"
         cv2.imwrite(str(unfinished / "images" / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
         size = {"width": spec.image_size, "height": spec.image_size}
         images.append({"id": i, "file_name": name, **size})
-        for category, (x, y, w, h) in objects:
+        masks = encode(owner == np.arange(len(objects))[:, None, None])
+        for (category, (x, y, w, h)), mask in zip(objects, masks, strict=True):
             number = len(annotations) + 1
-            annotations.append(box_annotation(number, i, category + 1, (x, y, w, h)))
+            annotation = box_annotation(number, i, category + 1, (x, y, w, h))
+            annotations.append({**annotation, "segmentation": mask})
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     content = {
         "info": asdict(spec),
@@ -148,8 +152,13 @@ def generate_shapes(spec: ShapesSpec, root: Path) -> Path:
 
 def draw_image(
     rng: np.random.Generator, spec: ShapesSpec
-) -> tuple[np.ndarray, list[tuple[int, tuple[int, int, int, int]]]]:
-    """Draws an image (H, W, 3) uint8; returns it and its objects, (class, (x, y, w, h))."""
+) -> tuple[np.ndarray, list[tuple[int, tuple[int, int, int, int]]], np.ndarray]:
+    """Draws an image.
+
+    Returns:
+        the image (H, W, 3) uint8, its objects, (class, (x, y, w, h)), and of every pixel the object
+        that is seen there, (H, W), -1 on the background.
+    """
     size = spec.image_size
     picture = _background(rng, size)
     owner = np.full((size, size), -1)  # the topmost object of every pixel
@@ -169,7 +178,7 @@ def draw_image(
         objects.append((category, (x, y, w, h)))
         picture[mask] = _texture(rng, size)[mask]
     noise = rng.normal(0, 8, picture.shape)
-    return np.clip(picture + noise, 0, 255).astype(np.uint8), objects
+    return np.clip(picture + noise, 0, 255).astype(np.uint8), objects, owner
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
