@@ -115,7 +115,7 @@ def _examined(texts: Sequence[bytes], sizes: np.ndarray) -> tuple[np.ndarray, np
                 owners.append(i)
     if owners:
         own = np.array(owners)
-        boxes, areas = _measure(np.array(points).reshape(-1, 2), np.array(lengths))
+        boxes, areas = measure(np.array(points).reshape(-1, 2), np.array(lengths))
         joined, first = np.unique(own, return_index=True)
         lower = np.minimum.reduceat(boxes[:, :2], first)
         upper = np.maximum.reduceat(boxes[:, 2:], first)
@@ -135,7 +135,7 @@ def _problem_of(polygons: list[list[float]]) -> int:
     return FEW if any(len(polygon) < 6 for polygon in polygons) else 0
 
 
-def _measure(points: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def measure(points: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Computes boxes (n, 4) and areas (n,) of polygons whose points (P, 2) follow one another."""
     first = np.cumsum(lengths) - lengths
     lower, upper = np.minimum.reduceat(points, first), np.maximum.reduceat(points, first)

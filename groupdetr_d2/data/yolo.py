@@ -1,21 +1,27 @@
 """YOLO-format folders as annotations in COCO's format.
 
-A label file has a line an object, ``class cx cy w h`` relative to the image (with more numbers, the
-points of a polygon), and lies beside its image with ``images`` replaced by ``labels`` in the path.
+A label file has a line an object, ``class cx cy w h`` relative to the image, or the points of a
+polygon, ``class x0 y0 x1 y1 ...``, which become its mask. It lies beside its image with ``images``
+replaced by ``labels`` in the path.
 """
 
 import functools
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..config.yaml_file import YamlError, load_mapping
 from .checks import DatasetError
+from .coco_columns import OUTSIDE
 from .coco_rules import box_annotation
 from .image_file import find_image_files
 from .inspection import read_size
+from .segmentations import measure
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "val", "valid", "test")
@@ -155,12 +161,49 @@ def to_coco(folder: Path, images: list[Path], labels: Labels) -> dict:
         is_inside = path.is_relative_to(root)
         name = path.relative_to(root).as_posix() if is_inside else path.as_posix()
         records.append({"id": i, "file_name": name, "width": width, "height": height})
-        for category, (cx, cy, w, h) in read_labels(label_file(path), labels):
-            box = [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height]
-            rounded = [round(x, 3) for x in box]
-            annotations.append(box_annotation(len(annotations) + 1, i, category + 1, rounded))
+        for category, numbers in read_labels(label_file(path), labels):
+            identity = (len(annotations) + 1, i, category + 1)
+            annotations.append(annotation_of(identity, numbers, size))
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(labels.names)]
     return {"images": records, "annotations": annotations, "categories": categories}
+
+
+def annotation_of(
+    identity: tuple[int, int, int], numbers: Sequence[float], size: tuple[int, int]
+) -> dict:
+    """Makes COCO's annotation of a box, or of a polygon, which is its mask.
+
+    Args:
+        identity: the ids of the annotation, its image and its category.
+        numbers: cx, cy, w, h of a box, or x0, y0, x1, y1, ... of a polygon, as in `read_labels`.
+        size: width and height of the image.
+    """
+    if len(numbers) > 4:
+        return _polygon_annotation(identity, numbers, size)
+    (cx, cy, w, h), (width, height) = numbers, size
+    box = [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height]
+    return box_annotation(*identity, [round(x, 3) for x in box])
+
+
+def _polygon_annotation(
+    identity: tuple[int, int, int], numbers: Sequence[float], size: tuple[int, int]
+) -> dict:
+    points = _clipped(np.array(numbers).reshape(-1, 2) * size, size).round(3)
+    corners, areas = measure(points, np.array([len(points)]))
+    x0, y0, x1, y1 = corners[0].tolist()
+    annotation = box_annotation(*identity, [x0, y0, round(x1 - x0, 3), round(y1 - y0, 3)])
+    mask = {"area": round(float(areas[0]), 3), "segmentation": [points.ravel().tolist()]}
+    return {**annotation, **mask}
+
+
+def _clipped(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Moves points (P, 2) that rounding has put outside their image to its border.
+
+    A polygon that reaches farther stays as it is, as boxes do: moved points would change its shape
+    inside the image, and `check-data` names it.
+    """
+    inside = points.clip(0, size)
+    return inside if np.abs(points - inside).max() <= OUTSIDE else points
 
 
 def has_labels(images: list[Path]) -> bool:
@@ -177,7 +220,11 @@ def label_file(image: Path) -> Path:
 
 
 def read_labels(path: Path, labels: Labels) -> list[tuple[int, tuple[float, ...]]]:
-    """Reads (class, (cx, cy, w, h)) from each line; nothing if there is no file.
+    """Reads the class and the numbers of each line; nothing if there is no file.
+
+    Returns:
+        (class, (cx, cy, w, h)) of a box or a pose, (class, (x0, y0, x1, y1, ...)) of a polygon or a
+        rotated box, all relative to the image.
 
     Raises:
         DatasetError: naming file and line.
@@ -196,34 +243,38 @@ def read_labels(path: Path, labels: Labels) -> list[tuple[int, tuple[float, ...]
             raise DatasetError(
                 f"{path}, line {number}: class {words[0]}, but there are {len(labels.names)} names"
             )
-        found.append((int(category), _box_of(values, labels, f"{path}, line {number}")))
+        found.append((int(category), _numbers_of(values, labels, f"{path}, line {number}")))
     return found
 
 
-def _box_of(values: list[float], labels: Labels, place: str) -> tuple[float, ...]:
-    """The box of a line: its own, that of a pose, or the one around a polygon."""
+def _numbers_of(values: list[float], labels: Labels, place: str) -> tuple[float, ...]:
+    """Returns the box of a line, its own or that of a pose, or the points of its polygon."""
     if len(values) == 4 or (labels.keypoints and len(values) == 4 + labels.keypoints):
         return tuple(values[:4])
     if labels.keypoints or len(values) < 6 or len(values) % 2:
-        raise DatasetError(f"{place}: neither a box nor a polygon: {len(values)} numbers")
+        raise DatasetError(f"{place}: {_misfit(len(values), labels)}: mend the line, or delete it")
+    if not all(map(math.isfinite, values)):
+        raise DatasetError(
+            f"{place}: a polygon with a number that is not finite: mend the line, or delete it"
+        )
     _say_polygons()
-    return _around(values)
+    return tuple(values)
+
+
+def _misfit(count: int, labels: Labels) -> str:
+    other, wanted = "a polygon", "6, 8, 10 or more"
+    if labels.keypoints:
+        other, wanted = "a pose", str(4 + labels.keypoints)
+    return f"neither a box nor {other}: {count} numbers, where a box has 4 and {other} {wanted}"
 
 
 @functools.cache
 def _say_polygons() -> None:
     logger.warning(
-        "labels are polygons or rotated boxes: the upright boxes around them are taken, and angles "
-        "are lost"
+        "labels are polygons or rotated boxes: they are kept as masks, their boxes are the upright "
+        "ones around them, and angles are lost"
     )
 
 
 def _are_texts(names: dict) -> bool:
     return any(isinstance(key, str) for key in names)
-
-
-def _around(polygon: list[float]) -> tuple[float, float, float, float]:
-    """Computes the box around points x0 y0 x1 y1 ..., as centre and size."""
-    xs, ys = polygon[0::2], polygon[1::2]
-    width, height = max(xs) - min(xs), max(ys) - min(ys)
-    return min(xs) + width / 2, min(ys) + height / 2, width, height
