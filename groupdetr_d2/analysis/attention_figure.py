@@ -19,6 +19,7 @@ from ..layers.attention import attention_maps
 from ..structures import Memory
 from ..variants.conditional_detr import ConditionalCrossAttention
 from ..variants.deformable_detr import DeformableCrossAttention
+from ..variants.mask2former import MaskedAttention
 from ..variants.sam_detr import SemanticAlignedCrossAttention
 from .output import write_csv
 
@@ -43,11 +44,12 @@ def run(args: argparse.Namespace) -> str:
     with torch.no_grad(), recorded_inputs(model.head.decoder.layers[args.layer].cross_attn) as seen:
         predictions: Any = model.predict([inputs], model.groups.primary())
         attended = attended_by(seen["module"], *seen["inputs"])
-    scores, classes = predictions.logits[-1, 0].sigmoid().max(-1)
+    probabilities, boxes = predictor.task.of_queries(predictions)
+    scores, classes = probabilities.max(-1)
     best = scores.argsort(descending=True)[: args.queries]
     tiles, rows = [], []
     for query in best.tolist():
-        box = predictions.boxes[-1, 0, query].cpu()
+        box = boxes[query].cpu()
         name = predictor.names[classes[query]]
         tiles.append(draw(image, attended, query, box.numpy(), f"{name} {scores[query]:.2f}"))
         center = (attended.weights[query, :, None] * attended.points[query]).sum(0)
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> str:
                 "query": query,
                 "class": name,
                 "score": scores[query].item(),
-                **dict(zip(("cx", "cy", "w", "h"), box.tolist(), strict=True)),
+                **dict(zip(("x0", "y0", "x1", "y1"), box.tolist(), strict=True)),
                 "attends to x": center[0].item(),
                 "attends to y": center[1].item(),
                 "spread": spread.item(),
@@ -109,6 +111,13 @@ def _(module: SemanticAlignedCrossAttention, content, position, reference, memor
     return _dense(attention_maps(q, k, module.num_heads), memory)
 
 
+@attended_by.register
+def _(module: MaskedAttention, content, position, reference, memory) -> Attended:
+    q, k, blocked = module.queries_and_keys(content, position, reference, memory)
+    level = memory.level(module.level)
+    return _dense(attention_maps(q, k, module.num_heads, blocked), level)
+
+
 def _dense(maps: Tensor, memory: Memory) -> Attended:
     """Averages maps (1, heads, Q, S) over heads, at the centres of the cells."""
     ((height, width),) = memory.spatial_shapes
@@ -145,8 +154,7 @@ def draw(
             x, y = (attended.points[query, i].numpy() * (width, height)).round().astype(int)
             radius = 2 + int(round(6 * weights[i] / weights.max()))
             cv2.circle(picture, (int(x), int(y)), radius, class_colour(0), -1, cv2.LINE_AA)
-    x0, y0 = ((box[:2] - box[2:] / 2) * (width, height)).round().astype(int)
-    x1, y1 = ((box[:2] + box[2:] / 2) * (width, height)).round().astype(int)
+    x0, y0, x1, y1 = (box * (width, height, width, height)).round().astype(int)
     cv2.rectangle(picture, (int(x0), int(y0)), (int(x1), int(y1)), (255, 255, 255), 2)
     cv2.putText(
         picture, title, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (255, 255, 255), 2, cv2.LINE_AA

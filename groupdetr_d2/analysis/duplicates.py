@@ -12,7 +12,7 @@ from detectron2.structures import Instances, pairwise_iou
 
 from ..evaluation.fusion import suppress
 from ..inference.by_group import detections_by_group
-from .group_ap import evaluate_detections
+from .group_ap import SetEvaluation
 from .output import new_figure, save_figure, write_csv
 from .runs import split_label
 from .trained_model import TrainedModel, load
@@ -41,16 +41,16 @@ def run(args: argparse.Namespace) -> str:
 @torch.no_grad()
 def measure(trained: TrainedModel, args: argparse.Namespace) -> dict:
     """Measures the detections of the primary group."""
-    model, counts, images, found, suppressed = trained.model, [], [], [], []
+    model, counts = trained.model, []
+    as_found, suppressed = SetEvaluation(trained), SetEvaluation(trained)
     groups = model.groups.primary()
     for image in trained.annotated_images(args.num_images):
         (instances,) = detections_by_group(model, model.predict([image], groups), groups, image)
-        images.append({key: image[key] for key in ("image_id", "height", "width")})
-        found.append(instances)
-        suppressed.append(suppress(instances))
+        as_found.add(image, instances)
+        suppressed.add(image, suppress(instances))
         counts += boxes_per_object(instances[instances.scores >= args.threshold], image)
     whole = args.num_images is None
-    ap = [evaluate_detections(trained, images, x, whole)["AP"] for x in (found, suppressed)]
+    ap = [x.metrics(whole=whole)["AP"] for x in (as_found, suppressed)]
     hit = [n for n in counts if n]
     return {
         "objects": len(counts),

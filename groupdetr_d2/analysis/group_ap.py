@@ -29,42 +29,50 @@ def run(args: argparse.Namespace) -> str:
     alone = np.array([r["AP"] for r in rows if isinstance(r["group"], int)])
     draw(rows, float(np.median(alone)), out / "groups.png")
     spread = np.abs(alone - np.median(alone)).max()
-    fused = ", ".join(f"{name} {results[name]['AP']:.2f}" for name in FUSIONS)
+    fused = [f"{name} {results[name]['AP']:.2f}" for name in FUSIONS if name in results]
     return (
         f"{trained.weights}: AP of {len(alone)} groups alone: median {np.median(alone):.2f}, at "
-        f"most {spread:.2f} from it; of all together: {fused}"
+        f"most {spread:.2f} from it" + (f"; of all together: {', '.join(fused)}" if fused else "")
     )
 
 
 @torch.no_grad()
 def evaluate_groups(trained: TrainedModel, num_images: int | None) -> dict:
-    """Computes the metrics by group number, and by the name of a fusion of all groups."""
+    """Computes the metrics by group number, and by the name of a fusion of all groups.
+
+    Masks are not fused.
+    """
     model, groups = trained.model, trained.model.groups.separate()
-    images, found = [], defaultdict(list)
+    fusions = FUSIONS if trained.task.merge is not None else {}
+    evaluations: dict[int | str, SetEvaluation] = defaultdict(lambda: SetEvaluation(trained))
     for image in trained.annotated_images(num_images):
         alone = detections_by_group(model, model.predict([image], groups), groups, image)
-        merged = {name: merge(alone, model.detections_per_image) for name, merge in FUSIONS.items()}
-        images.append({key: image[key] for key in ("image_id", "height", "width")})
+        merged = {name: merge(alone, model.detections_per_image) for name, merge in fusions.items()}
         for name, instances in [*enumerate(alone), *merged.items()]:
-            found[name].append(instances)
+            evaluations[name].add(image, instances)
     whole = num_images is None
-    return {
-        name: evaluate_detections(trained, images, instances, whole)
-        for name, instances in found.items()
-    }
+    return {name: evaluation.metrics(whole=whole) for name, evaluation in evaluations.items()}
 
 
-def evaluate_detections(
-    trained: TrainedModel, images: list[dict], detections: list[Instances], whole: bool
-) -> dict[str, float]:
-    """Computes the task's metrics; of these images alone, if they are not the `whole` set."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = trained.task.build_evaluator(trained.dataset, None)
-        evaluator.reset()
-        for image, instances in zip(images, detections, strict=True):
-            evaluator.process([image], [{"instances": instances}])
-        ids = None if whole else [image["image_id"] for image in images]
-        return trained.task.metrics_of(evaluator.evaluate(img_ids=ids))
+class SetEvaluation:
+    """The task's metrics of detections that are given image by image."""
+
+    def __init__(self, trained: TrainedModel):
+        self.task = trained.task
+        self.image_ids: list[int | str] = []
+        self.evaluator = trained.task.build_evaluator(trained.dataset, None)
+        self.evaluator.reset()
+
+    def add(self, image: dict, instances: Instances) -> None:
+        """Takes in the detections on an image."""
+        self.image_ids.append(image["image_id"])
+        self.evaluator.process([image], [{"instances": instances}])
+
+    def metrics(self, *, whole: bool) -> dict[str, float]:
+        """Computes the metrics; of these images alone, if they are not the `whole` set."""
+        ids = None if whole else self.image_ids
+        with contextlib.redirect_stdout(io.StringIO()):
+            return self.task.metrics_of(self.evaluator.evaluate(img_ids=ids))
 
 
 def draw(rows: list[dict], median: float, path: Path) -> None:

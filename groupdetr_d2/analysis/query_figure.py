@@ -13,8 +13,9 @@ from torch import Tensor
 from ..data.image_file import read_bgr
 from ..evaluation.drawing import class_colour
 from ..layers.box_ops import box_cxcywh_to_xyxy
+from . import mask_query_figure
 from .output import write_csv
-from .trained_model import TrainedModel, check_one_to_one, load
+from .trained_model import TrainedModel, check_one_to_one, load, matches_of
 
 SIDE = 720  # of the drawn picture, in pixels
 
@@ -32,6 +33,8 @@ def run(args: argparse.Namespace) -> str:
     """Draws one picture per image, and measures the distances between groups."""
     trained, out = load(args.weights, args.opts), Path(args.out)
     check_one_to_one(trained)
+    if trained.task.with_masks:
+        return mask_query_figure.run(args, trained)
     rows, near, far = [], [], []
     for image in trained.annotated_images(args.num_images):
         if not 0 < len(image["instances"]) <= trained.model.groups.num_queries:
@@ -59,9 +62,8 @@ def matched_queries(trained: TrainedModel, image: dict) -> Answers:
     memory = model.encode([image])
     predictions: Any = model.head.decode(memory, groups)
     targets = model.build_targets([image])
-    matches = model.criterion.match(predictions, targets, groups)
-    order = matches.target[-1].argsort(stable=True)  # object by object, group by group
-    query = matches.query[-1][order].unflatten(0, (len(targets.labels), -1)).T  # (K, T)
+    matches = matches_of(model, predictions, targets, groups)
+    query = matches.by_target(len(targets.labels))[-1].T  # (K, T)
     reference = model.head.queries(memory, groups).reference[0, :, :2]  # (K*N, 2)
     boxes = box_cxcywh_to_xyxy(predictions.boxes[-1, 0])  # (K*N, 4)
     return Answers(reference[query].cpu(), boxes[query].cpu(), groups.per_group(reference, 0).cpu())

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checkpoint import GroupCheckpointer
 from .output import new_figure, save_figure, write_csv
 from .runs import split_label
-from .trained_model import TrainedModel, check_one_to_one, checkpoints_of, load
+from .trained_model import TrainedModel, check_one_to_one, checkpoints_of, load, matches_of
 
 logger = logging.getLogger(__name__)
 NOTHING = -1  # the target of a query that has none
@@ -65,7 +65,7 @@ def assigned_targets(trained: TrainedModel, num_images: int | None) -> list[Tens
     assigned = []
     for image in trained.annotated_images(num_images):
         targets = model.build_targets([image])
-        matches = model.criterion.match(model.predict([image], groups), targets, groups)
+        matches = matches_of(model, model.predict([image], groups), targets, groups)
         target_of = torch.full((groups.num_queries,), NOTHING)
         target_of[matches.query[-1].cpu()] = matches.target[-1].cpu()
         assigned.append(target_of)

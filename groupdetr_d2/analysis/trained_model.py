@@ -17,8 +17,10 @@ from ..data.catalog import check_classes, images_of
 from ..data.checks import check_registered
 from ..engine.setup import settle_config
 from ..errors import UserError
+from ..groups import QueryGroups
 from ..modeling.meta_arch import SetPredictor, task_of
 from ..modeling.two_stage import TwoStageQueries
+from ..structures import Matches, Predictions, Targets
 from ..tasks.task import Task
 
 
@@ -76,6 +78,15 @@ def load(weights: str | Path, opts: list[str]) -> TrainedModel:
     restored = restore(weights, opts, settle=settle)
     cfg = restored.cfg
     return TrainedModel(cfg, restored.model, Path(weights), cfg.DATASETS.TEST[0])
+
+
+def matches_of(
+    model: SetPredictor, predictions: Predictions, targets: Targets, groups: QueryGroups
+) -> Matches:
+    """Matches queries with targets; points that are drawn for it are the same each time."""
+    generator = torch.Generator(model.device).manual_seed(0)
+    prepared = model.criterion.prepare(predictions, targets, generator)
+    return model.criterion.match(*prepared, groups)
 
 
 def check_one_to_one(trained: TrainedModel) -> None:

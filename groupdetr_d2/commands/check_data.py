@@ -12,6 +12,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--yolo", help="a folder in YOLO's format instead; converted into --out")
     parser.add_argument("--out", default="checked_data", help="folder for what is written")
     parser.add_argument("--num-queries", type=int, default=300, help="queries of a group")
+    parser.add_argument("--masks", action="store_true", help="check masks, too")
     parser.add_argument("--fast", action="store_true", help="read the images' headers alone")
 
 

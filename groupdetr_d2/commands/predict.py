@@ -23,6 +23,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="JSON",
         help="annotations with the images' ids: results in COCO's format are written too",
     )
+    parser.add_argument(
+        "--polygons", action="store_true", help="masks as polygons in detections.json, not RLE"
+    )
     parser.add_argument("--device", help="cpu, cuda, ...; a GPU if there is one")
     parser.add_argument(
         "--opts", nargs=REMAINDER, default=[], help="overrides: KEY VALUE ... (comes last)"

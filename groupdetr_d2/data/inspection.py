@@ -46,18 +46,24 @@ class Inspection:
 
 
 def inspect_coco(
-    json_file: str, image_root: str, *, num_queries: int = 300, decode: bool = True
+    json_file: str,
+    image_root: str,
+    *,
+    num_queries: int = 300,
+    decode: bool = True,
+    with_masks: bool = False,
 ) -> Inspection:
     """Checks annotations in COCO's format, and their images.
 
     Args:
         num_queries: of a group of the model that is to be trained.
         decode: whether every image is read to its end; else its header alone.
+        with_masks: whether a model of masks is to be trained.
 
     Raises:
         DatasetError: the json cannot be read at all.
     """
-    columns, findings = examine(json_file)
+    columns, findings = examine(json_file, with_masks=with_masks)
     inspection = Inspection(findings, columns=columns)
     if columns is not None:
         inspection.findings += find_in_columns(columns)

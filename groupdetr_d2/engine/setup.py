@@ -123,6 +123,15 @@ def settle_config(cfg: CfgNode) -> None:
         register_custom_datasets(cfg)
     register_shapes(cfg)
     _check_batch(cfg)
+    _check_augmentation(cfg)
+
+
+def _check_augmentation(cfg: CfgNode) -> None:
+    if cfg.TEST.AUG.ENABLED and task_of(cfg).merge is None:
+        raise ConfigError(
+            f"TEST.AUG.ENABLED is True, and {cfg.MODEL.META_ARCHITECTURE} has no test-time "
+            "augmentation: set it False"
+        )
 
 
 def _check_batch(cfg: CfgNode) -> None:

@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 
 from ..config.files import train_command
-from ..data.coco_columns import CocoColumns, CocoImages, is_bad_box
+from ..data.coco_columns import CocoColumns, CocoImages, is_bad
 from ..data.coco_rules import plain
 from ..data.image_file import ImageReadError, read_bgr
 from ..data.inspection import Inspection, inspect_coco
+from ..data.segmentations import Mask, bitmap
 from ..data.yolo import convert_yolo
 from ..errors import UserError
-from .drawing import draw_boxes, draw_tile, sheet
+from .drawing import draw_boxes, draw_masks, draw_tile, sheet
 
 SHEET_IMAGES = 12
 
@@ -37,7 +38,13 @@ def check_data(args: argparse.Namespace) -> int:
 
 def check(name: str, json_file: str, image_root: str, args: argparse.Namespace) -> Inspection:
     """Inspects one set; prints, and writes a report and a sheet of pictures."""
-    found = inspect_coco(json_file, image_root, num_queries=args.num_queries, decode=not args.fast)
+    found = inspect_coco(
+        json_file,
+        image_root,
+        num_queries=args.num_queries,
+        decode=not args.fast,
+        with_masks=args.masks,
+    )
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -72,8 +79,8 @@ def format_numbers(numbers: dict, indent: str = "  ") -> str:
 
 
 def draw_sheet(columns: CocoColumns, image_root: str, path: Path) -> bool:
-    """Draws the first images that can be read, with their boxes; False if there is none."""
-    good = columns.without(is_bad_box(columns))
+    """Draws the first images that can be read, with their objects; False if there is none."""
+    good = columns.without(is_bad(columns))
     names = [plain(name) for name in columns.class_names]
     tiles: list[np.ndarray] = []
     for d in CocoImages(good, image_root):
@@ -83,7 +90,9 @@ def draw_sheet(columns: CocoColumns, image_root: str, path: Path) -> bool:
             picture = read_bgr(d["file_name"])
             boxes = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in d["annotations"])]
             classes = [a["category_id"] for a in d["annotations"]]
-            draw = partial(draw_scaled, picture.shape, boxes, classes, names)
+            size = (d["height"], d["width"])
+            masks = [bitmap(x, size) for x in masks_of(d)]
+            draw = partial(draw_scaled, picture.shape, boxes, masks, classes, names)
             title = plain(os.path.relpath(d["file_name"], image_root))[-40:]
             tiles.append(draw_tile(title, picture, draw))
         except (ImageReadError, ValueError, OSError, cv2.error):  # the findings name it
@@ -91,8 +100,18 @@ def draw_sheet(columns: CocoColumns, image_root: str, path: Path) -> bool:
     return bool(tiles) and cv2.imwrite(str(path), sheet(tiles, columns=4))
 
 
-def draw_scaled(shape: tuple, boxes: list, classes: list, names: list, image: np.ndarray):
-    """Draws boxes of an image of that shape on a scaled one."""
+def masks_of(dataset_dict: dict) -> list[Mask]:
+    """Lists the masks of an image's objects, where masks were read."""
+    found = (a.get("segmentation") for a in dataset_dict["annotations"])
+    return [mask for mask in found if mask is not None]
+
+
+def draw_scaled(
+    shape: tuple, boxes: list, masks: list, classes: list, names: list, image: np.ndarray
+) -> np.ndarray:
+    """Draws boxes and masks of an image of that shape on a scaled one."""
+    if masks:
+        image = draw_masks(image, np.stack(masks), classes)
     scale = [image.shape[1] / shape[1], image.shape[0] / shape[0]] * 2
     return draw_boxes(image, np.array(boxes).reshape(-1, 4) * scale, classes, names)
 

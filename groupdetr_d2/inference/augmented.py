@@ -40,7 +40,7 @@ class AugmentedModel(nn.Module):
         super().__init__()
         if model.task.flip is None or model.task.merge is None:
             raise UserError(
-                f"{model.task.kind} has no test-time augmentation: set TEST.AUG.ENABLED False"
+                f"{type(model).__name__} has no test-time augmentation: set TEST.AUG.ENABLED False"
             )
         self.model, self.merge, self.flip_back = model, merge or model.task.merge, model.task.flip
         self.resizes = [ResizeShortestSide(size, max_size) for size in min_sizes]

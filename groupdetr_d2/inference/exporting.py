@@ -22,7 +22,7 @@ from .prediction import list_images
 INSIDE = """\
 inputs   images: float32 (batch, 3, height, width), {order}, 0 .. 255, all of one size, no padding
 outputs  {outputs}
-inside   normalisation, the primary group of queries, sigmoid, the {k} best (query, class) pairs
+inside   normalisation, the primary group of queries, scores, the {k} best (query, class) pairs
 outside  resizing (shorter side {size}), a threshold for scores; there is no NMS to be done
 """
 

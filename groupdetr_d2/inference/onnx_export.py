@@ -53,13 +53,17 @@ def pad_for(padding: tuple[int, int], images: Tensor) -> tuple[Tensor, Tensor | 
     divisor, square = padding
     if divisor <= 1 and not square:
         return images, None
-    check_square(list(images[:1]), square)
+    if square:
+        check_square(list(images[:1]), square)
     height, width = images.shape[-2:]
-    bottom, right = ((square - n) if square else -n % divisor for n in (height, width))
+    # in this form the exporter sees that the padded sides are multiples
+    bottom, right = (
+        (square or (n + divisor - 1) // divisor * divisor) - n for n in (height, width)
+    )
     padded = F.pad(images, (0, right, 0, bottom))
     rows, columns = (torch.arange(n, device=images.device) for n in padded.shape[-2:])
     mask = (rows[:, None] >= height) | (columns >= width)  # (height, width)
-    return padded, mask.expand(len(images), -1, -1)
+    return padded, mask.expand(images.shape[0], -1, -1)
 
 
 def export_onnx(

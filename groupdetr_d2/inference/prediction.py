@@ -52,6 +52,8 @@ def predict(args: argparse.Namespace) -> int:
     paths = {} if args.no_pictures else output_paths(files, out)
     ids = read_coco_ids(args.coco_json) if args.coco_json else None
     predictor = Predictor(args.weights, threshold=args.threshold, opts=opts)
+    if args.polygons and predictor.task.as_polygons is None:
+        raise UserError(f"--polygons: the model of {args.weights} has no masks")
     results: list[dict] = []
     with EndOfWork() as end:
         done = 0
@@ -69,9 +71,11 @@ def predict(args: argparse.Namespace) -> int:
                 continue
             end.failed, done = end.failed - 1, done + 1
     try:
-        write_results(results, out, predictor.threshold, predictor.task)
         if ids is not None:
             write_coco_results(results, ids, out / "coco_results.json", predictor.task)
+        if args.polygons:
+            results = with_polygons(results, predictor.task)
+        write_results(results, out, predictor.threshold, predictor.task)
     except OSError as error:
         raise UserError(f"the results cannot be written to {out} ({error})") from error
     written = "detections.json, detections.csv" + (", coco_results.json" if ids else "")
@@ -245,6 +249,12 @@ def write_results(results: list[dict], out: Path, threshold: float, task: Task) 
             writer.writerow([result["file"], result.get("frame", ""), *row.values()])
     write_whole(out / "detections.csv", table.getvalue().encode("utf-8", "backslashreplace"))
     write_whole(out / "detections.json", json.dumps(content, indent=1, allow_nan=False).encode())
+
+
+def with_polygons(results: list[dict], task: Task) -> list[dict]:
+    """Returns the results with masks as polygons."""
+    assert task.as_polygons is not None
+    return [{**r, "objects": [task.as_polygons(x) for x in r["objects"]]} for r in results]
 
 
 def read_coco_ids(json_file: str) -> CocoIds:

@@ -56,9 +56,11 @@ def image_position_embedding(
     valid = ~padding_mask
     y = valid.cumsum(1, dtype=torch.float32) - offset
     x = valid.cumsum(2, dtype=torch.float32) - offset
+    height = valid.sum(1, keepdim=True, dtype=torch.float32) - offset
+    width = valid.sum(2, keepdim=True, dtype=torch.float32) - offset
     # in the official order of additions: SAM-DETR's regions see rows that are padding alone
-    y = y / (y[:, -1:, :] + 1e-6 + offset) * 2 * math.pi
-    x = x / (x[:, :, -1:] + 1e-6 + offset) * 2 * math.pi
+    y = y / (height + 1e-6 + offset) * 2 * math.pi
+    x = x / (width + 1e-6 + offset) * 2 * math.pi
     frequencies = _frequencies(num_feats, temperature, padding_mask.device)
     return torch.cat([_sines(y[..., None] / frequencies), _sines(x[..., None] / frequencies)], -1)
 

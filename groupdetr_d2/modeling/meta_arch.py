@@ -9,7 +9,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList
+from detectron2.structures import BitMasks, ImageList, PolygonMasks
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
@@ -255,8 +255,9 @@ class GroupMask2Former(SetPredictor):
         instances = [x["instances"] for x in batched_inputs]
         for x in batched_inputs:
             check_labels(x, self.num_classes)
-        size = padded_size([tuple(x["image"].shape[-2:]) for x in batched_inputs], self.padding)
-        masks = [padded_masks(x.gt_masks.tensor, size) for x in instances]
+        sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
+        size = padded_size(sizes, self.padding)
+        masks = [padded_masks(masks_of(x), size) for x in batched_inputs]
         return MaskTargets(
             torch.cat([x.gt_classes for x in instances]).to(self.device, non_blocking=True),
             torch.cat(masks).to(self.device, non_blocking=True),
@@ -274,6 +275,26 @@ class GroupMask2Former(SetPredictor):
         ]
         found = mask_instances(predictions, sizes, originals, self.detections_per_image)
         return [{"instances": instances} for instances in found]
+
+
+def masks_of(image: dict) -> Tensor:
+    """Returns the masks of an image's objects, (T, height, width) bool.
+
+    Detectron2's own mapper gives polygons.
+
+    Raises:
+        UserError: there are none.
+    """
+    instances = image["instances"]
+    if not instances.has("gt_masks"):
+        raise UserError(
+            f"image {image.get('file_name', image.get('image_id'))} has no masks to learn from: "
+            "Detectron2's mapper loads them with MODEL.MASK_ON True"
+        )
+    masks = instances.gt_masks
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
+    return masks.tensor
 
 
 def padded_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -16,6 +16,7 @@ from ..evaluation.coco_evaluator import RESULTS, CocoEvaluator
 from ..evaluation.coco_results import read_box_results
 from ..evaluation.drawing import draw_boxes
 from ..evaluation.fusion import merge_by_fusion
+from ..layers.box_ops import box_cxcywh_to_xyxy
 from ..layers.selection import top_k
 from ..losses.box2d import BoxPredictions, giou_cost, giou_loss, l1_cost, l1_loss
 from ..losses.classification import focal_cost, focal_loss
@@ -104,6 +105,11 @@ def draw(image: np.ndarray, instances: Instances, names: Sequence[str]) -> np.nd
     return draw_boxes(image, boxes.tensor.cpu().numpy() * scale, classes, names, scores)
 
 
+def of_queries(predictions: BoxPredictions) -> tuple[Tensor, Tensor]:
+    """Returns probabilities (Q, H) and boxes (Q, 4) of the last layer on the first image."""
+    return predictions.logits[-1, 0].sigmoid(), box_cxcywh_to_xyxy(predictions.boxes[-1, 0])
+
+
 def flip(instances: Instances, width: int) -> Instances:
     """Mirrors detections on an image of that width, in place."""
     boxes = HFlipTransform(width).apply_box(instances.pred_boxes.tensor.numpy())
@@ -143,6 +149,7 @@ BOXES = Task(
     coco_record=coco_record,
     as_polygons=None,
     draw=draw,
+    of_queries=of_queries,
     flip=flip,
     merge=merge_by_fusion,
     exported=ExportedOutputs(

@@ -102,6 +102,14 @@ def draw(image: np.ndarray, instances: Instances, names: Sequence[str]) -> np.nd
     return boxes.draw(drawn, instances, names)
 
 
+def of_queries(predictions: MaskPredictions) -> tuple[Tensor, Tensor]:
+    """Returns probabilities (Q, H), and boxes (Q, 4) around masks, on the first image."""
+    features = predictions.features.value[0]
+    masks = torch.einsum("qc,chw->qhw", predictions.embeddings[-1, 0], features) > 0
+    size = torch.tensor([*features.shape[:0:-1]] * 2, device=features.device)
+    return predictions.logits[-1, 0].softmax(-1)[:, :-1], boxes_around(masks) / size
+
+
 def select_outputs(
     predictions: MaskPredictions, size: tuple[int, int], k: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -115,7 +123,9 @@ def select_outputs(
     logits = torch.einsum("bqc,bchw->bqhw", chosen, predictions.features.value)
     padded = [side * predictions.stride for side in logits.shape[2:]]
     logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
-    logits = logits[..., : size[0], : size[1]]
+    # a slice would bind an exported file to sizes that need no padding
+    for dim, side in zip((2, 3), size, strict=True):
+        logits = logits.index_select(dim, torch.arange(side, device=logits.device))
     masks = logits > 0  # (B, k, H, W)
     scores, order = (scores * quality_of(logits, masks)).sort(dim=1, descending=True)
     masks = masks.to(torch.uint8).gather(1, order[..., None, None].expand_as(masks))
@@ -150,6 +160,7 @@ MASKS = Task(
     coco_record=coco_record,
     as_polygons=as_polygons,
     draw=draw,
+    of_queries=of_queries,
     flip=None,
     merge=None,
     exported=ExportedOutputs(

@@ -124,13 +124,22 @@ class MaskedAttention(PackedAttention):
         self, content: Tensor, position: QueryPosition, reference: Tensor, memory: MaskMemory
     ) -> Tensor:
         """Returns the update (B, Q, C); the reference (B, Q, C) is the query's mask embedding."""
-        level = memory.level(self.level)
-        inputs = (content + position.pos, level.features + level.pos, level.features)
-        projections = zip(self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3), strict=True)
-        q, k, v = (F.linear(x, *p) for x, p in zip(inputs, projections, strict=True))
-        blocked = blocked_cells(reference, memory.level_features[self.level])
+        q, k, blocked = self.queries_and_keys(content, position, reference, memory)
+        weight, bias = self.in_proj.weight.chunk(3)[2], self.in_proj.bias.chunk(3)[2]
+        v = F.linear(memory.level(self.level).features, weight, bias)
         dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attend(q, k, v, self.num_heads, blocked[:, None], dropout))
+        return self.out_proj(attend(q, k, v, self.num_heads, blocked, dropout))
+
+    def queries_and_keys(
+        self, content: Tensor, position: QueryPosition, reference: Tensor, memory: MaskMemory
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Projects queries (B, Q, C) and keys (B, H*W, C); the mask is (B, 1, Q, H*W) bool."""
+        level = memory.level(self.level)
+        weights, biases = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
+        q = F.linear(content + position.pos, weights[0], biases[0])
+        k = F.linear(level.features + level.pos, weights[1], biases[1])
+        blocked = blocked_cells(reference, memory.level_features[self.level])
+        return q, k, blocked[:, None]
 
 
 @torch.no_grad()

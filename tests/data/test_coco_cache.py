@@ -36,7 +36,7 @@ def parses(monkeypatch):
     count = []
     original = coco_file._read_or_raise
     monkeypatch.setattr(
-        coco_file, "_read_or_raise", lambda path: count.append(path) or original(path)
+        coco_file, "_read_or_raise", lambda *args: count.append(args) or original(*args)
     )
     return count
 

@@ -20,6 +20,7 @@ from groupdetr_d2.data.loader import (
     build_test_loader,
     build_train_loader,
 )
+from groupdetr_d2.data.segmentations import bitmap
 from groupdetr_d2.data.shapes import CLASSES, ShapesSpec, draw_image, generate_shapes
 from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.engine.training_data import load_training_set
@@ -261,7 +262,11 @@ def test_shapes_are_the_same_for_a_seed_and_made_once(tmp_path):
     for annotation in content["annotations"]:
         x, y, w, h = annotation["bbox"]
         assert w > 2 and h > 2 and x >= 0 and y >= 0 and x + w <= 64 and y + h <= 64
-    first, objects = draw_image(np.random.default_rng([3, 0]), spec)
-    again, _ = draw_image(np.random.default_rng([3, 0]), spec)
+    first, objects, owner = draw_image(np.random.default_rng([3, 0]), spec)
+    again, *_ = draw_image(np.random.default_rng([3, 0]), spec)
     assert np.array_equal(first, again) and 1 <= len(objects) <= 6
+    masks = read_columns(str(folder / "annotations.json"), with_masks=True).segmentations
+    assert not masks.problems.any()
+    drawn = np.stack([bitmap(masks[i], (64, 64)) for i in range(len(objects))])
+    assert np.array_equal(drawn, owner == np.arange(len(objects))[:, None, None])
     assert not list(tmp_path.glob("tmp*"))
