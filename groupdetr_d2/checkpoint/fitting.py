@@ -16,7 +16,8 @@ from ..modeling.two_stage import TwoStageQueries
 
 logger = logging.getLogger(__name__)
 NOISE = 0.02  # relative to the bank's spread; copies of a query would otherwise train alike
-# tensors with a row for each class, and its axis; the label embedding has one more, for "unknown"
+# tensors with a row for each class, and its axis; some have one more, which is the last one: for
+# "unknown" in the label embedding, for "no object" in Mask2Former's head
 CLASS_ROWS = (
     (re.compile(r"predictor\.class_heads\.\d+\.(weight|bias)$"), 0),
     (re.compile(r"denoising\.label_embedding\.weight$"), 0),
@@ -83,9 +84,9 @@ def _fit_classes(
         axis = next((axis for pattern, axis in CLASS_ROWS if pattern.search(name)), None)
         if axis is None or name not in own or _is_objectness(model, name):
             continue
-        state_dict[name] = _rows_by_name(own[name].cpu(), torch.as_tensor(value), axis, pairs)
-        if "label_embedding" in name:  # the row of "unknown" is the last one
-            state_dict[name][len(new)] = torch.as_tensor(value)[len(old)]
+        has_more = (value.shape[axis], own[name].shape[axis]) == (len(old) + 1, len(new) + 1)
+        taken = [*pairs, (len(new), len(old))] if has_more else pairs
+        state_dict[name] = _rows_by_name(own[name].cpu(), torch.as_tensor(value), axis, taken)
         changed.append(name)
     logger.warning(
         "classes: the checkpoint has %d, the model %d; rows of %d are matched by name%s",

@@ -156,6 +156,41 @@ def test_rows_of_classes_are_matched_by_name(tmp_path, caplog, config):
     assert seen == (5 if "dino" in config else 3)
 
 
+MASKS = [
+    *("MODEL.SMALL_RESNET.CHANNELS", [32, 32, 64, 96, 128]),
+    *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+    *("MODEL.DETR.IN_FEATURES", ["res2", "res3", "res4", "res5"]),
+]
+
+
+@pytest.mark.parametrize(
+    "new", [["Dog", "fish", "cat"], ["cow", "bird", "dog", "cat"], ["bird"], ["fish", "ant"]]
+)
+def test_the_row_of_no_object_is_the_checkpoints(tmp_path, new):
+    """It is the last one of Mask2Former's head; outputs of classes that are known stay."""
+    old = ["cat", "dog", "bird", "cow"]
+    config = "configs/Mask2Former/mask2former_R_50_12ep.yaml"
+    source, target = (
+        small_model(2, *MASKS, "MODEL.DETR.NUM_CLASSES", len(x), config=config).eval()
+        for x in (old, new)
+    )
+    with torch.no_grad():
+        source.head.predictor.class_heads[0].bias.normal_()
+    GroupCheckpointer(source, str(tmp_path), run=Names(old)).save("model")
+    own = target.head.predictor.class_heads[0].weight.clone()
+    loader = GroupCheckpointer(target, run=Names(new))
+    loader.load(str(tmp_path / "model.pth"), checkpointables=[])
+    places = [old.index(x.lower()) if x.lower() in old else None for x in new] + [len(old)]
+    with torch.no_grad():
+        before, after = (model.predict(make_batch(), model.groups) for model in (source, target))
+    for i, place in enumerate(places):
+        if place is None:
+            assert torch.equal(target.head.predictor.class_heads[0].weight[i], own[i])
+        else:
+            torch.testing.assert_close(after.logits[..., i], before.logits[..., place])
+    assert torch.equal(after.embeddings, before.embeddings)
+
+
 def test_the_same_number_of_other_classes_is_noticed(tmp_path):
     """Loading by shape alone would silently make cats of dogs."""
     source, target = (small_model(1, "MODEL.DETR.NUM_CLASSES", 2) for _ in range(2))
