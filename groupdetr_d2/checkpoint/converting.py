@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 
 from ..config import build_config
 from ..config.files import config_folder
+from ..errors import UserError
 from . import (
     CheckpointError,
     conditional_detr,
@@ -22,15 +23,19 @@ from . import (
     dn_detr,
     hugging_face,
     hugging_face_deformable,
+    hugging_face_mask2former,
+    mask2former,
     sam_detr,
 )
 from .files import check_sums, write_safely
 from .run_info import RunInfo
+from .safe_pickle import load_pickle
 from .structure import check_structure
 
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 # per source: the converter and the configuration whose model must be filled
 CONDITIONAL_DETR = "ConditionalDETR/conditional_detr_R_50_50ep.yaml"
+MASK2FORMER = "Mask2Former/mask2former_R_50_50ep.yaml"
 SOURCES: dict[str, tuple[Any, str]] = {
     "conditional-detr": (
         conditional_detr.CONVERTER,
@@ -54,9 +59,11 @@ SOURCES: dict[str, tuple[Any, str]] = {
     "hf-conditional-detr": (hugging_face, CONDITIONAL_DETR),
     "hf-dab-detr": (hugging_face, "DAB-DETR/dab_detr_R_50_50ep.yaml"),
     "hf-deformable-detr": (
-        hugging_face_deformable,
+        hugging_face_deformable.CONVERTER,
         "Deformable-DETR/deformable_detr_R_50_50ep.yaml",
     ),
+    "hf-mask2former": (hugging_face_mask2former.CONVERTER, MASK2FORMER),
+    "mask2former": (mask2former.CONVERTER, MASK2FORMER),
     "sam-detr": (sam_detr.CONVERTER, "SAM-DETR/sam_detr_R_50_12ep.yaml"),
 }
 
@@ -81,16 +88,15 @@ def convert_file(args: argparse.Namespace) -> None:
     if shape is not None:
         detr.NUM_GROUPS = int(shape[0])
     own = own_shapes(cfg)
-    unmapped_tensors = {key: official[key] for key in unmapped}
-    unmapped_tensors |= {key: value for key, value in converted.items() if key not in own}
-    for key, value in unmapped_tensors.items():
+    unmapped |= {key: value for key, value in converted.items() if key not in own}
+    for key, value in unmapped.items():
         sys.stdout.write(f"no name for {key} {tuple(value.shape)}\n")
     converted = {key: value for key, value in converted.items() if key in own}
     check_complete(own, converted, args.input)
     write_safely(args.output, {"model": converted, "run": RunInfo(cfg).state_dict()})
     sys.stdout.write(
         f"{args.output}: {len(converted)} tensors, K = {detr.NUM_GROUPS} groups of N = "
-        f"{detr.NUM_OBJECT_QUERIES} queries, {len(unmapped_tensors)} official keys without a home\n"
+        f"{detr.NUM_OBJECT_QUERIES} queries, {len(unmapped)} official keys without a home\n"
     )
 
 
@@ -103,19 +109,28 @@ def read_official(path: str) -> tuple[dict[str, torch.Tensor], argparse.Namespac
     if not file.is_file():
         raise CheckpointError(f"the checkpoint {file} does not exist")
     try:
-        check_sums(str(file))
-        if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file), argparse.Namespace()
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        loaded = _load(file)
+        loaded = loaded if isinstance(loaded, dict) else {"model": loaded}
+        model = check_structure({"model": loaded.get("model", loaded)}, str(file))["model"]
+        tensors = {key: torch.as_tensor(value) for key, value in model.items()}
+    except UserError:
+        raise
     except Exception as error:  # truncated files raise many kinds
         raise CheckpointError(
             f"{file} cannot be read as an official checkpoint: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(loaded, dict):
-        loaded = {"model": loaded}
-    model = loaded.get("model", loaded)
-    return check_structure({"model": model}, str(file))["model"], loaded.get("args", Namespace())
+    return tensors, loaded.get("args", Namespace())
+
+
+def _load(file: Path) -> Any:
+    """Reads a file without running code; pickles of Detectron2's zoo hold arrays."""
+    if file.suffix == ".safetensors":
+        return safetensors.torch.load_file(file)
+    if file.suffix == ".pkl":
+        return load_pickle(file)
+    check_sums(str(file))
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def check_dilation(cfg, trained_with: argparse.Namespace, path: str) -> None:

@@ -7,10 +7,12 @@ backbone is that of timm or of `transformers` itself.
 import re
 
 import torch
-from torch import Tensor
 
-from .official import Rules, describe_bank, resnet_key, select_classes
+from .official import Rules, StateDict, describe_bank, resnet_key, select_classes
 
+BACKBONE = re.compile(
+    r"^model\.(backbone|pixel_level_module\.encoder)\.(conv_encoder\.)?(model\.|_backbone\.)?"
+)
 RULES: Rules = [
     (r"^model\.input_projection\.", "head.neck.projections.0."),
     (r"^model\.query_(position|refpoint)_embeddings\.", "head.queries.bank."),
@@ -49,7 +51,7 @@ RULES: Rules = [
 
 def convert_key(key: str) -> str | None:
     """Finds our name of a parameter, or None. Encoder attention stays in three parts."""
-    if key.startswith("model.backbone."):
+    if BACKBONE.match(key):
         return backbone_key(key)
     for pattern, replacement in RULES:
         key = re.sub(pattern, replacement, key)
@@ -59,9 +61,10 @@ def convert_key(key: str) -> str | None:
 
 
 def backbone_key(key: str) -> str | None:
-    """Finds Detectron2's name of a ResNet's parameter from timm's or transformers'."""
-    key = re.sub(r"^model\.backbone\.(conv_encoder\.)?(model\.|_backbone\.)?", "", key)
-    key = key.replace("normalization", "norm")
+    """Finds Detectron2's name of a ResNet's parameter from timm's or transformers', or None."""
+    if key.endswith("num_batches_tracked"):
+        return None
+    key = BACKBONE.sub("", key).replace("normalization", "norm")
     stem = re.match(r"^embedder\.embedder\.(?:convolution|(norm))\.(.*)$", key)
     if stem:
         return f"backbone.stem.conv1.{'norm.' if stem[1] else ''}{stem[2]}"
@@ -74,20 +77,21 @@ def backbone_key(key: str) -> str | None:
 
 
 def convert_state_dict(
-    official: dict[str, Tensor], *, num_queries: int = 300, num_classes: int = 80
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Converts a state dict; also returns the keys that have no name here.
+    official: StateDict, *, num_queries: int = 300, num_classes: int = 80
+) -> tuple[StateDict, StateDict]:
+    """Converts a state dict; also returns the tensors that have no name here.
 
     Args:
         num_queries: N of the model.
         num_classes: 80 selects COCO's classes from the hub's 91 columns; 91 keeps the columns.
     """
-    converted, unmapped = {}, []
+    converted: StateDict = {}
+    unmapped: StateDict = {}
     is_dab_detr = any("ref_anchor_head" in key for key in official)
     for key, value in official.items():
         name = convert_key(key)
-        if name is None or name.endswith("num_batches_tracked"):
-            unmapped.append(key)
+        if name is None:
+            unmapped[key] = value
             continue
         if "ref_point_head" in name and not is_dab_detr:
             name = name.replace("head.decoder.query_position.", "head.queries.")
@@ -96,7 +100,7 @@ def convert_state_dict(
     return converted | describe_bank(converted, num_queries), unmapped
 
 
-def join_projections(converted: dict[str, Tensor]) -> dict[str, Tensor]:
+def join_projections(converted: StateDict) -> StateDict:
     """Makes one matrix of the encoder's query, key and value projections."""
     joined = {}
     for name, value in converted.items():

@@ -4,11 +4,13 @@ import re
 
 from .official import COMMON_RULES, Converter, StateDict
 
-PIXEL_DECODER = "sem_seg_head.pixel_decoder."
 ENCODER = "head.neck.encoder."
-PREDICTOR = "sem_seg_head.predictor."
 DECODER_LAYER = r"^sem_seg_head\.predictor\.transformer_{}_layers\.(\d+)\."
 RULES = [
+    # older files lack the infix, and some have it twice: the official loader adds it to any file
+    # without a version, and then says in the log alone that nothing was loaded
+    (r"^sem_seg_head\.(?!predictor\.)(?:pixel_decoder\.)*", "sem_seg_head.pixel_decoder."),
+    (r"^sem_seg_head\.predictor\.static_query\.", "sem_seg_head.predictor.query_feat."),
     (r"^backbone\.", "head.backbone."),  # Detectron2's names, see `finish`
     (r"^sem_seg_head\.pixel_decoder\.input_proj\.", "head.neck.neck.projections."),
     (r"^sem_seg_head\.pixel_decoder\.transformer\.level_embed$", f"{ENCODER}level_embedding"),
@@ -45,36 +47,21 @@ RULES = [
 LEFT_OUT = ("criterion.empty_weight",)
 
 
-def one_layout(official: StateDict) -> StateDict:
-    """Gives the keys of older files their later names; later layers follow the queries alone.
-
-    Older files have no `pixel_decoder` infix, and `static_query` for `query_feat`. The official
-    loader adds the infix to files without a version even where they have it, and then says in the
-    log alone that nothing was loaded.
-    """
-    renamed = {}
-    for key, value in official.items():
-        if key in LEFT_OUT:
-            continue
-        if key.startswith("sem_seg_head.") and not key.startswith((PIXEL_DECODER, PREDICTOR)):
-            key = PIXEL_DECODER + key.removeprefix("sem_seg_head.")
-        key = key.replace(f"{PREDICTOR}static_query.", f"{PREDICTOR}query_feat.")
-        renamed[_one_later(key)] = value
-    return renamed
-
-
-def _one_later(key: str) -> str:
-    """Counts decoder layers from 1: our layer 0 is the queries by themselves."""
-    found = re.match(rf"^({re.escape(PREDICTOR)}transformer_\w+_layers\.)(\d+)(\..*)$", key)
-    return f"{found[1]}{int(found[2]) + 1}{found[3]}" if found else key
+def leave_out(official: StateDict) -> StateDict:
+    """Leaves out what is no part of the model."""
+    return {key: value for key, value in official.items() if key not in LEFT_OUT}
 
 
 def finish(converted: StateDict, prepared: StateDict) -> StateDict:
-    """Takes the mark from the backbone's names, which are Detectron2's."""
-    return {
-        key.removeprefix("head.") if key.startswith("head.backbone.") else key: value
-        for key, value in converted.items()
-    }
+    """Takes the mark from the backbone's names, and counts decoder layers as we do."""
+    return {_own_name(key): value for key, value in converted.items()}
 
 
-CONVERTER = Converter(RULES, prepare=one_layout, finish=finish)
+def _own_name(name: str) -> str:
+    """Counts layers from 1: our layer 0 is the queries by themselves."""
+    name = re.sub(r"^head\.(?=backbone\.)", "", name)
+    layer = r"^(head\.decoder\.layers\.)(\d+)"
+    return re.sub(layer, lambda found: f"{found[1]}{int(found[2]) + 1}", name)
+
+
+CONVERTER = Converter(RULES, leave_out, finish)

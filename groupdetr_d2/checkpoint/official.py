@@ -93,7 +93,7 @@ class Converter:
 
     def convert_state_dict(
         self, official: StateDict, *, num_queries: int = 300, num_classes: int = 80
-    ) -> tuple[StateDict, list[str]]:
+    ) -> tuple[StateDict, StateDict]:
         """Converts an official state dict.
 
         Args:
@@ -101,16 +101,26 @@ class Converter:
             num_classes: 80 selects COCO's classes from the official 91 columns; 91 keeps them.
 
         Returns:
-            the converted state dict, and the official keys that have no name here.
+            the converted state dict, and the official tensors that have no name here.
+
+        Raises:
+            CheckpointError: two tensors that differ have the same name here.
         """
-        converted, unmapped = {}, []
+        converted: StateDict = {}
+        unmapped: StateDict = {}
         prepared = self.prepare(official)
         for key, value in prepared.items():
             name = self.convert_key(key)
             if name is None:
-                unmapped.append(key)
+                unmapped[key] = value
                 continue
-            converted[name] = select_classes(name, value, num_classes).clone()
+            value = select_classes(name, value, num_classes)
+            if name in converted and not torch.equal(value, converted[name]):
+                raise CheckpointError(
+                    f"{key} is {name} here, and so is another tensor of the file that differs from "
+                    "it: take the one that was not trained out of the file"
+                )
+            converted[name] = value.clone()
         converted.update(describe_bank(converted, num_queries))
         return self.finish(converted, prepared), unmapped
 

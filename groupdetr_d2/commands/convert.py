@@ -15,6 +15,8 @@ SOURCES = (
     "hf-conditional-detr",
     "hf-dab-detr",
     "hf-deformable-detr",
+    "hf-mask2former",
+    "mask2former",
     "sam-detr",
 )
 

@@ -195,7 +195,7 @@ OFFICIAL = {
 }
 
 
-@pytest.mark.parametrize("source", ["conditional-detr", "hf-deformable-detr"])
+@pytest.mark.parametrize("source", ["conditional-detr", "hf-deformable-detr", "mask2former"])
 @pytest.mark.parametrize("name", [*OFFICIAL, "flipped"])
 def test_what_is_no_official_checkpoint_is_not_converted(tmp_path, name, source):
     path, out = tmp_path / "official.pth", tmp_path / "out.pth"
