@@ -34,6 +34,14 @@ SMALL_BACKBONE = [
     *("MODEL.SMALL_RESNET.CHANNELS", [32, 32, 64], "MODEL.RESNETS.NORM", "GN"),
     *("MODEL.RESNETS.OUT_FEATURES", ["res3"], "MODEL.DETR.IN_FEATURES", ["res3"]),
 ]
+MASK2FORMER = "configs/Mask2Former/mask2former_R_50_50ep.yaml"
+# a backbone as small with the levels that masks need
+MASK_LEVELS = ["res2", "res3", "res4"]
+SMALL_MASK_BACKBONE = [
+    *("MODEL.SMALL_RESNET.CHANNELS", [32, 32, 64, 96], "MODEL.DETR.IN_FEATURES", MASK_LEVELS),
+    *("MODEL.RESNETS.OUT_FEATURES", MASK_LEVELS, "MODEL.DETR.SIZE_DIVISIBILITY", 16),
+    *("SOLVER.AMP.ENABLED", False),
+]
 
 
 def pytest_collection_modifyitems(items):

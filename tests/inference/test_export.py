@@ -17,7 +17,14 @@ from groupdetr_d2.inference.onnx_export import (
     export_onnx,
 )
 from groupdetr_d2.modeling.two_stage import TwoStageQueries
-from tests.conftest import DATA, SHRINK, SMALL_BACKBONE, small_model
+from tests.conftest import (
+    DATA,
+    MASK2FORMER,
+    SHRINK,
+    SMALL_BACKBONE,
+    SMALL_MASK_BACKBONE,
+    small_model,
+)
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is a test extra")
 pytest.importorskip("onnxscript", reason="onnxscript is a test extra")
@@ -29,12 +36,14 @@ MODELS = {
     "sam_detr": "configs/SAM-DETR/sam_detr_R_50_12ep.yaml",
     "deformable_detr": "configs/Deformable-DETR/deformable_detr_R_50_50ep.yaml",
     "dino": "configs/DINO/dino_4scale_R_50_12ep.yaml",
+    "mask2former": MASK2FORMER,
 }
 
 
 def spread_model(config, num_groups=3):
     """With scores all over (0, 1), so that a mistake shows."""
-    model = small_model(num_groups, "MODEL.DETR.DEC_LAYERS", 2, config=config).eval()
+    levels = SMALL_MASK_BACKBONE if config == MASK2FORMER else []
+    model = small_model(num_groups, *levels, "MODEL.DETR.DEC_LAYERS", 2, config=config).eval()
     torch.manual_seed(2)
     with torch.no_grad():
         for head in model.head.predictor.class_heads:
@@ -118,8 +127,9 @@ def test_a_backbone_that_takes_multiples_alone_gets_them(tmp_path):
         torch.testing.assert_close(x["instances"].scores, scores[b])
         inside = boxes[b].minimum(torch.tensor([117, 90, 117, 90])).clamp(min=0)
         torch.testing.assert_close(x["instances"].pred_boxes.tensor, inside)
-    export_onnx(model, tmp_path / "fpn.onnx", (90, 117), dynamic=False, opset=OPSET)
-    assert_same(model, tmp_path / "fpn.onnx", images[:1])
+    export_onnx(model, tmp_path / "fpn.onnx", (90, 117), dynamic=True, opset=OPSET)
+    for shape in (images.shape, (1, 3, 64, 131)):
+        assert_same(model, tmp_path / "fpn.onnx", images[: shape[0], :, : shape[2], : shape[3]])
 
 
 def test_the_file_of_another_model_is_an_error(export_model):

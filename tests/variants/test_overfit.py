@@ -4,15 +4,16 @@ import json
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 
 from groupdetr_d2.config import build_config
+from groupdetr_d2.data.catalog import images_of
 from groupdetr_d2.data.custom import register_custom_datasets
 from groupdetr_d2.data.loader import build_test_loader
 from groupdetr_d2.data.shapes import ShapesSpec, generate_shapes
-from groupdetr_d2.tasks.boxes import BOXES
+from groupdetr_d2.modeling.meta_arch import task_of
 from tests.conftest import ROOT
 
 CONFIG = "configs/quick_start/conditional_detr_shapes.yaml"
@@ -26,6 +27,12 @@ DEFORMABLE = [
     *("MODEL.DETR.EXTRA_LEVELS", 1, "MODEL.DETR.POSITION_OFFSET", 0.5),
 ]
 DAB_DEFORMABLE = [*DEFORMABLE, "MODEL.DETR.VARIANT", "dab_deformable_detr"]
+MASKS = ["res2", "res3", "res4"]
+MASK2FORMER = [
+    *("MODEL.META_ARCHITECTURE", "GroupMask2Former", "MODEL.DETR.VARIANT", "mask2former"),
+    *("MODEL.DETR.IN_FEATURES", MASKS, "MODEL.RESNETS.OUT_FEATURES", MASKS),
+    *("MODEL.DETR.SIZE_DIVISIBILITY", 16, "MODEL.DETR.TRAIN_NUM_POINTS", 512),
+]
 DINO = [
     *("MODEL.DETR.VARIANT", "dino"),
     *("MODEL.DETR.DENOISING.NUM_QUERIES", 10, "MODEL.DETR.DENOISING.BOX_NOISE", 1.0),
@@ -41,12 +48,14 @@ FAMILIES = {
     "deformable_detr_two_stage": [*DEFORMABLE, "MODEL.DETR.TWO_STAGE", "objectness"],
     "dab_deformable_detr": DAB_DEFORMABLE,
     "dino": [*DAB_DEFORMABLE, *DINO],
+    "mask2former": MASK2FORMER,
 }
 # side of the images, width of the model, steps, highest learning rate; the DETRs that move anchors
 # on one level need more of each
 LARGE = (128, 128, 200, 3e-3)
 SCHEDULES = {name: (96, 64, 80, 4e-3) for name in FAMILIES}
 SCHEDULES |= {"conditional_detr": (128, 64, 120, 5e-3), "dab_detr": LARGE, "dn_detr": LARGE}
+SCHEDULES["mask2former"] = (96, 64, 120, 3e-3)
 SCHEDULES |= {"sam_detr": (96, 64, 180, 5e-3), "sam_detr_pp": (96, 64, 160, 4e-3)}
 
 
@@ -74,9 +83,9 @@ def four_images(tmp_path, family, num_groups):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_four_images_are_learnt_by_heart(tmp_path, family, num_groups):
     cfg = four_images(tmp_path, family, num_groups)
-    name = cfg.DATASETS.TRAIN[0]
-    mapper = BOXES.build_mapper(cfg, is_train=True)
-    batch = [mapper(d) for d in DatasetCatalog.get(name)]
+    name, task = cfg.DATASETS.TRAIN[0], task_of(cfg)
+    mapper = task.build_mapper(cfg, is_train=True)
+    batch = [mapper(d) for d in images_of(name, with_masks=task.with_masks)]
     torch.manual_seed(0)
     model = build_model(cfg)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
@@ -88,12 +97,10 @@ def test_four_images_are_learnt_by_heart(tmp_path, family, num_groups):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
         schedule.step()
-    evaluator = BOXES.build_evaluator(name, str(tmp_path))
-    results = inference_on_dataset(
-        model.eval(),
-        build_test_loader(cfg, name, BOXES.build_mapper(cfg, is_train=False)),
-        evaluator,
-    )
-    assert results["bbox"]["AP"] > 90
+    evaluator = task.build_evaluator(name, str(tmp_path))
+    mapper = task.build_mapper(cfg, is_train=False)
+    loader = build_test_loader(cfg, name, mapper, with_masks=task.with_masks)
+    results = inference_on_dataset(model.eval(), loader, evaluator)
+    assert task.score_of(results) > 90
     assert json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert MetadataCatalog.get(name).thing_classes[0] == "circle"
