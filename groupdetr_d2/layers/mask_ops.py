@@ -19,7 +19,7 @@ def masks_of(
     largest = max(features[0].numel() * stride**2, output_size[0] * output_size[1])
     masks, quality = [], []
     for part in embeddings.split(max(1, PIXELS // largest)):
-        logits = torch.einsum("qc,chw->qhw", part, features)
+        logits = (part @ features.flatten(1)).unflatten(1, features.shape[1:])
         logits = resized_logits(logits, stride, image_size, output_size)
         mask = logits > 0
         masks.append(mask)
