@@ -24,6 +24,7 @@ MODELS = {
     ],
     "DN-DAB-Deformable-DETR": ["DAB-Deformable-DETR/dn_dab_deformable_detr_R_50_50ep.yaml"],
     "DINO": ["DINO/dino_4scale_R_50_12ep.yaml"],
+    "Mask2Former": ["Mask2Former/mask2former_R_50_12ep.yaml", "SOLVER.AMP.ENABLED", "False"],
     "DINO, CHECKPOINTING": ["DINO/dino_4scale_R_50_12ep.yaml", "MODEL.DETR.RECOMPUTE", "True"],
 }
 HEAD = (

@@ -120,17 +120,21 @@ def takes_a_step(cfg, model, batch: list[dict], dtype) -> bool:
 
 def randomize_heads(model) -> None:
     """The last box layers start at zero, which hides what is wrong."""
-    for head in model.head.predictor.layer_box_heads:
+    for head in getattr(model.head.predictor, "layer_box_heads", ()):
         torch.nn.init.normal_(head.layers[-1].weight, std=0.1)
 
 
 def outputs_and_gradient(model, batch: list[dict], dtype) -> tuple[torch.Tensor, dict]:
-    """The last layer's boxes and scores, (B, Q, .), and the gradients of a sum of their squares."""
+    """The last layer's outputs, (B, Q, .), and the gradients of a sum of their squares.
+
+    Outputs are scores and, by the model, boxes or mask embeddings.
+    """
     model.zero_grad()
     kind = model.device.type
     with torch.autocast(kind, dtype=dtype, enabled=dtype is not None):
         predictions = model.predict(batch, model.groups)
-    outputs = torch.cat([predictions.boxes, predictions.logits.sigmoid()], -1)  # (L, B, Q, .)
+    rest = predictions.boxes if hasattr(predictions, "boxes") else predictions.embeddings
+    outputs = torch.cat([rest, predictions.logits.sigmoid()], -1)  # (L, B, Q, .)
     outputs.square().sum().backward()
     gradients = {
         name: p.grad.flatten().double().cpu()
