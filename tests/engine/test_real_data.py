@@ -90,7 +90,10 @@ def test_masks_are_those_of_pycocotools(shared_data):
 def test_mask2former_trains_on_coco(shared_data, monkeypatch):
     """The full model on real images and masks, which are smaller."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(shared_data))
-    opts = ["MODEL.DEVICE", "cpu", "INPUT.IMAGE_SIZE", 192, "MODEL.WEIGHTS", "", "SEED", 0]
+    opts = [
+        *("MODEL.DEVICE", "cpu", "INPUT.IMAGE_SIZE", 128, "MODEL.WEIGHTS", "", "SEED", 0),
+        *("MODEL.DETR.NUM_GROUPS", 3, "MODEL.DETR.TRAIN_NUM_POINTS", 1024),
+    ]
     cfg = build_config(str(ROOT / "configs/Mask2Former/group_mask2former_R_50_12ep.yaml"), opts)
     folder = shared_data / "coco"
     name = "coco_masks_for_a_step"
