@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..layers.point_sampling import sample_maps
+from ..layers.position_encoding import at_least_float32
 from ..layers.recompute import run_layer
 from ..structures import Matches, PerImage, Predictions, Targets
 
@@ -73,7 +74,8 @@ class PointSampler:
         """Returns the predictions with points, and the targets as they are."""
         num_layers, batch = predictions.logits.shape[:2]
         own = {f.name: getattr(predictions, f.name) for f in fields(MaskPredictions)}
-        features = predictions.features.value.float()  # sampled several times as fast in this order
+        features = at_least_float32(predictions.features.value)
+        # sampled several times as fast in this order
         features = features.contiguous(memory_format=torch.channels_last)
         own["features"] = PerImage(features)
         sampled = SampledMasks(
@@ -100,13 +102,13 @@ def mask_cost(
 
     All are compared at the same points of the image.
     """
-    masks = targets.masks[None].float()  # (1, T, height, width)
     features = predictions.features.value[None]  # (1, C, h, w)
+    masks = targets.masks[None].to(features.dtype)  # (1, T, height, width)
     costs = []
     for points, embeddings in zip(predictions.points, predictions.embeddings, strict=True):
         at_points = sample_maps(features, points[None])[0]  # (C, P)
         true = sample_maps(masks, points[None])[0].T  # (P, T)
-        logits = embeddings.float() @ at_points  # (Q, P)
+        logits = embeddings.to(features.dtype) @ at_points  # (Q, P)
         bce = F.softplus(logits).sum(-1)[:, None] - logits @ true
         probabilities = logits.sigmoid_()
         overlap = 2 * (probabilities @ true) + 1
@@ -156,10 +158,10 @@ def _layer_losses(
             own[query.clamp(min=0)]
             for own, query in zip(embeddings, table.split(counts), strict=True)
         ]
-    ).float()  # (T, K, C)
+    ).to(features.dtype)  # (T, K, C)
     with torch.no_grad():
         points = _uncertain_points(predictions, masks_of_targets(chosen, features, counts))
-        true = sample_maps(targets.masks[:, None].float(), points.flatten(1, 2))
+        true = sample_maps(targets.masks[:, None].to(features.dtype), points.flatten(1, 2))
         true = true.view(points.shape[:-1])  # (T, K, P)
     args = (chosen, features, counts, points, true, table >= 0)
     return run_layer(_sums_at_points, *args, recompute=True)
