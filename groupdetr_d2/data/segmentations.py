@@ -25,8 +25,10 @@ PROBLEMS = (
     "an RLE of another size than its image",
     "an RLE that cannot be decoded",
     "a mask without area, or outside its image",
+    "a polygon that reaches ten times as far as its image",
 )
-MISSING, FEW, ODD, STRANGE, OTHER_SIZE, UNREADABLE, EMPTY = range(1, len(PROBLEMS))
+MISSING, FEW, ODD, STRANGE, OTHER_SIZE, UNREADABLE, EMPTY, FAR = range(1, len(PROBLEMS))
+FARTHEST = 10.0  # relative to the image; drawing what lies farther out would take for ever
 Mask = list[list[float]] | dict[str, Any]
 
 
@@ -121,9 +123,11 @@ def _examined(texts: Sequence[bytes], sizes: np.ndarray) -> tuple[np.ndarray, np
         upper = np.maximum.reduceat(boxes[:, 2:], first)
         extents[joined] = np.concatenate([lower, upper], 1)
         outside = (upper <= 0).any(1) | (lower >= sizes[joined]).any(1)
-        is_finite = np.isfinite(extents[joined]).all(1)
-        is_empty = ~(np.add.reduceat(areas, first) > 0) | outside | ~is_finite
+        is_empty = ~(np.add.reduceat(areas, first) > 0) | outside
+        reach = FARTHEST * sizes[joined]
+        is_near = ((lower >= -reach) & (upper <= reach)).all(1)
         problems[joined[is_empty]] = EMPTY
+        problems[joined[~is_near]] = FAR
     return problems, extents
 
 
@@ -141,9 +145,10 @@ def measure(points: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.nda
     lower, upper = np.minimum.reduceat(points, first), np.maximum.reduceat(points, first)
     following = np.arange(1, len(points) + 1)
     following[first + lengths - 1] = first  # the last point of a polygon is followed by its first
-    centred = points - np.repeat(lower, lengths, 0)  # far from the origin, rounding has an area
-    x, y = centred.T
-    cross = x * y[following] - x[following] * y
+    with np.errstate(all="ignore"):  # numbers can be of any size
+        # far from the origin, rounding has an area
+        x, y = (points - np.repeat(lower, lengths, 0)).T
+        cross = x * y[following] - x[following] * y
     areas = np.abs(np.add.reduceat(cross, first)) / 2
     return np.concatenate([lower, upper], 1), areas
 

@@ -58,6 +58,7 @@ BAD = {
         *([[1, 1, 5, 5, 9, 9]], [[50, 5, 60, 5, 60, 15]], [[-9, 1, -3, 1, -3, 9]]),
         {"size": list(SIZE), "counts": [1200]},
     ],
+    "ten times as far": [[[10, 5, 20, 5, 20, 1e300]], [[10, 5, 500, 5, 20, 15]]],
 }
 
 
@@ -236,3 +237,60 @@ def test_large_scale_jitter_is_seeded_by_the_draw(mask_set):
         ):
             x0, y0, x1, y1 = box.int().tolist()
             assert mask[y0:y1, x0:x1].any() and mask.sum() == mask[y0:y1, x0:x1].sum()
+
+
+WORDS = [None, True, "x", "", -1, 0, 2.5, 1e300, 1e6, [], {}, [[]], "9" * 9]
+WORDS += [float("inf"), float("nan")]
+
+
+def mutant(rng):
+    """A mask with something changed, in its numbers, its kind or its nesting."""
+    word = WORDS[rng.integers(len(WORDS))]
+    if rng.integers(12) == 0:
+        return word
+    mask = [SQUARE, [*SQUARE, [1, 1, 4, 1, 4, 4]], CODE, UNCOMPRESSED][rng.integers(4)]
+    change = changed_polygons if isinstance(mask, list) else changed_rle
+    return change(mask, word, rng)
+
+
+def changed_polygons(mask, word, rng):
+    mask = [list(polygon) for polygon in mask]
+    polygon, kind = mask[rng.integers(len(mask))], rng.integers(4)
+    place = rng.integers(len(polygon))
+    if kind == 0:
+        polygon[place] = word
+    elif kind == 1:
+        del polygon[place:]
+    elif kind == 2:
+        polygon[:] = (np.array(polygon) * rng.normal(0, 3, len(polygon))).tolist()
+    else:
+        mask.append(word)
+    return mask
+
+
+def changed_rle(mask, word, rng):
+    counts, kind = mask["counts"], rng.integers(5)
+    place = rng.integers(len(counts))
+    if kind == 0:
+        return {**mask, "counts": word}
+    if kind == 1:
+        return {**mask, "size": word if rng.integers(2) else [30, word]}
+    if kind == 2:
+        return {**mask, "counts": counts[:place]}
+    if kind == 3:
+        other = [word] if isinstance(counts, list) else chr(int(rng.integers(1, 300)))
+        return {**mask, "counts": counts[:place] + other + counts[place + 1 :]}
+    return {key: mask[key] for key in [["size"], ["counts"]][rng.integers(2)]}
+
+
+def test_whatever_is_accepted_can_be_drawn():
+    """Four hundred changed masks: each is named, or is a mask inside the image."""
+    rng = np.random.default_rng(0)
+    masks = [mutant(rng) for _ in range(400)]
+    found = problems_of(masks)
+    accepted = np.flatnonzero(found.problems == 0)
+    assert 30 < len(accepted) < 300
+    for i in accepted:
+        drawn = instances([found[i]], [T.HFlipTransform(40)])
+        assert drawn.gt_masks.tensor.shape[1:] == SIZE and len(drawn) <= 1
+        assert bitmap(found[i], SIZE).shape == SIZE
