@@ -241,11 +241,10 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.NONFINITE_BUDGET = 100
     # The learning rate of all parameters but the backbone's.
     cfg.SOLVER.BASE_LR = 1e-4
-    # The weight decay of all parameters but those that the next two keys name.
+    # The weight decay of all parameters.
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
-    # The weight decay of norms; None: as the others, which is DETR's.
-    cfg.SOLVER.WEIGHT_DECAY_NORM = None
-    # The weight decay of query banks and other embeddings; None: as the others, which is DETR's.
+    # The weight decay of query banks and other embeddings, as in Mask2Former; that of norms is then
+    # SOLVER.WEIGHT_DECAY_NORM. None: all parameters decay alike, which is DETR's.
     cfg.SOLVER.WEIGHT_DECAY_EMBED = None
     # The iterations of linear warm-up.
     cfg.SOLVER.WARMUP_ITERS = 0

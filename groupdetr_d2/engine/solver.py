@@ -17,7 +17,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, *, clips: bool = True) -> to
 
     Parameters whose name contains one of SOLVER.SLOW_NAMES learn like the backbone. As in DETR's
     official codes, weight decay applies to every parameter, norms and biases included, unless
-    SOLVER.WEIGHT_DECAY_NORM or WEIGHT_DECAY_EMBED says otherwise, as in Mask2Former's.
+    SOLVER.WEIGHT_DECAY_EMBED is given, as in Mask2Former's.
 
     Args:
         clips: whether `step` clips the gradients first, as SOLVER.CLIP_GRADIENTS says; without it
@@ -44,13 +44,15 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, *, clips: bool = True) -> to
 
 
 def decays_of(cfg: CfgNode, model: nn.Module) -> dict[nn.Parameter, float]:
-    """The weight decay of norms and of embeddings, where the configuration has one for them."""
+    """The weight decay of norms and of embeddings, where it is another than that of the rest."""
+    if cfg.SOLVER.WEIGHT_DECAY_EMBED is None:
+        return {}
     kinds = {NORMS: cfg.SOLVER.WEIGHT_DECAY_NORM, EMBEDDINGS: cfg.SOLVER.WEIGHT_DECAY_EMBED}
     return {
         parameter: decay
         for module in model.modules()
         for kind, decay in kinds.items()
-        if decay is not None and isinstance(module, kind)
+        if isinstance(module, kind)
         for parameter in module.parameters(recurse=False)
     }
 

@@ -233,6 +233,14 @@ def test_norms_and_embeddings_do_not_decay():
     assert {decay for decay, _ in own.values()} == {0.0, 0.05}
 
 
+def test_detr_decays_everything_whatever_detectron2s_key_says():
+    """Folders of earlier runs have Detectron2's WEIGHT_DECAY_NORM 0.0, which did not count."""
+    cfg = small_config()
+    assert cfg.SOLVER.WEIGHT_DECAY_NORM == 0 and cfg.SOLVER.WEIGHT_DECAY_EMBED is None
+    groups = build_optimizer(cfg, build_model(cfg)).param_groups
+    assert [group["weight_decay"] for group in groups] == [1e-4, 1e-4]
+
+
 def test_detectron2s_checkpointer_reads_it(weights):
     model = build_model(mask_config(3, "MODEL.DETR.NUM_CLASSES", 2))
     assert not DetectionCheckpointer(model).load(weights).get("missing_keys")
