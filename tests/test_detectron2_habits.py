@@ -246,7 +246,10 @@ def test_coco_evaluator_of_several_tasks_on_a_set_without_a_json(cfg, tmp_path):
             inference_on_dataset(model, loader, wanting)
 
 
-@pytest.mark.parametrize("name", ["group_conditional_detr_shapes", "dino_shapes"])
+TRACED = ["group_conditional_detr_shapes", "dino_shapes", "group_mask2former_shapes"]
+
+
+@pytest.mark.parametrize("name", TRACED)
 def test_a_trace_is_the_model_at_any_size(name):
     """Constants of a trace would be silent: `torch.jit.trace` keeps what it cannot follow."""
     cfg = model_zoo.get_config(name)
@@ -260,6 +263,8 @@ def test_a_trace_is_the_model_at_any_size(name):
         found = adapter.outputs_schema(traced(inputs[0]["image"]))[0]["instances"]
         torch.testing.assert_close(found.scores, expected.scores)
         torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+        if expected.has("pred_masks"):
+            assert torch.equal(found.pred_masks, expected.pred_masks)
 
 
 def inputs_of(height, width):

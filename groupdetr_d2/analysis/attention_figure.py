@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..evaluation.drawing import class_colour, sheet
 from ..inference.predictor import Predictor
 from ..layers.attention import attention_maps
+from ..modeling.meta_arch import padded_size
 from ..structures import Memory
 from ..variants.conditional_detr import ConditionalCrossAttention
 from ..variants.deformable_detr import DeformableCrossAttention
@@ -34,6 +36,7 @@ class Attended:
     points: Tensor  # (Q, P, 2) x and y in [0, 1]
     weights: Tensor  # (Q, P), mean over heads of what they add up to
     shape: tuple[int, int] | None  # (height, width), if the points are all cells of a map
+    padding: tuple[float, float] = (1.0, 1.0)  # height and width of the map, relative to the image
 
 
 def run(args: argparse.Namespace) -> str:
@@ -41,10 +44,15 @@ def run(args: argparse.Namespace) -> str:
     predictor = Predictor(args.weights, threshold=0.0, opts=args.opts)
     image, inputs = predictor.prepare(args.image)
     model = predictor.model
-    with torch.no_grad(), recorded_inputs(model.head.decoder.layers[args.layer].cross_attn) as seen:
+    with torch.no_grad(), recorded_inputs(cross_attention_of(model, args.layer)) as seen:
         predictions: Any = model.predict([inputs], model.groups.primary())
         attended = attended_by(seen["module"], *seen["inputs"])
-    probabilities, boxes = predictor.task.of_queries(predictions)
+    height, width = inputs["image"].shape[-2:]
+    padded = padded_size([(height, width)], model.padding)
+    extent = attended.points.new_tensor([padded[1] / width, padded[0] / height])
+    attended.points = attended.points * extent
+    attended.padding = (padded[0] / height, padded[1] / width)
+    probabilities, boxes = predictor.task.of_queries(predictions, (height, width))
     scores, classes = probabilities.max(-1)
     best = scores.argsort(descending=True)[: args.queries]
     tiles, rows = [], []
@@ -73,6 +81,20 @@ def run(args: argparse.Namespace) -> str:
         f"{args.image}: the {len(rows)} best queries attend {mean:.3f} of the image's size around "
         "the middle of their attention on average"
     )
+
+
+def cross_attention_of(model: nn.Module, layer: int) -> nn.Module:
+    """Finds the cross-attention of a decoder layer; a negative number counts from the last.
+
+    Raises:
+        UserError: there is no such layer, or it attends to nothing.
+    """
+    layers = model.get_submodule("head.decoder.layers")
+    known = [i for i, x in enumerate(layers.children()) if hasattr(x, "cross_attn")]
+    number = layer + len(list(layers.children())) if layer < 0 else layer
+    if number not in known:
+        raise UserError(f"--layer is {layer}; layers {known[0]} to {known[-1]} have attention")
+    return layers.get_submodule(f"{number}.cross_attn")
 
 
 @contextlib.contextmanager
@@ -145,7 +167,8 @@ def draw(
     height, width = picture.shape[:2]
     weights = attended.weights[query].float().numpy()
     if attended.shape:
-        heat = cv2.resize(weights.reshape(attended.shape), (width, height))
+        whole = [round(n * p) for n, p in zip((height, width), attended.padding, strict=True)]
+        heat = cv2.resize(weights.reshape(attended.shape), whole[::-1])[:height, :width]
         heat = (255 * np.clip(heat / max(heat.max(), 1e-9), 0, 1)).astype(np.uint8)
         picture = cv2.addWeighted(picture, 0.45, cv2.applyColorMap(heat, cv2.COLORMAP_JET), 0.55, 0)
     else:

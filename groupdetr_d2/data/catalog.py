@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin import _PREDEFINED_SPLITS_COCO
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
+from pycocotools import mask as coco_mask
 
 from .checks import DatasetError, check_fields, check_registered
 from .coco_columns import CocoColumns, CocoImages, columns_of, find_in_columns, is_bad
 from .coco_file import read_columns
 from .coco_rules import Finding, find_relations, read_table
 from .missing_files import check_files
-from .segmentations import json_texts
+from .segmentations import compressed, json_texts
 
 logger = logging.getLogger(__name__)
 IMAGE_FIELDS = ("file_name", "height", "width")
@@ -63,10 +65,12 @@ def _state_of(name: str) -> tuple:
 def _checked_images(name: str, *, is_evaluated: bool, with_masks: bool) -> CocoImages:
     source = json_file_of(name) or f"data set {name}"
     columns = columns_of_set(name, with_masks=with_masks)
-    drops = MetadataCatalog.get(name).get("bad_boxes", "drop") == "drop"
+    tolerated = _tolerated(name, is_evaluated=is_evaluated)
     for finding in find_in_columns(columns):
-        known = MetadataCatalog.get(name).get("is_generated", False)
-        _report(source, finding, drops=drops, is_evaluated=is_evaluated, is_generated=known)
+        if finding.is_error and finding.kind not in tolerated:
+            raise DatasetError(f"{source}: {finding.message()}")
+        if not MetadataCatalog.get(name).get("is_generated", False):
+            _warn(source, finding)
     bad = is_bad(columns)
     images = CocoImages(columns.without(bad) if bad.any() else columns, image_root_of(name))
     if comm.is_main_process():  # one process asks the file system for every image
@@ -74,17 +78,26 @@ def _checked_images(name: str, *, is_evaluated: bool, with_masks: bool) -> CocoI
     return images
 
 
-def _report(
-    source: str, finding: Finding, *, drops: bool, is_evaluated: bool, is_generated: bool
-) -> None:
-    is_tolerated = {"boxes": drops, "nothing": is_evaluated}.get(finding.kind, False)
-    if finding.is_error and not is_tolerated:
-        raise DatasetError(f"{source}: {finding.message()}")
-    if is_generated:
-        return
+def _tolerated(name: str, *, is_evaluated: bool) -> set[str]:
+    """Lists the kinds of errors that do not stop a training on a set.
+
+    Bad boxes are left out unless the configuration says otherwise; objects without a mask only
+    where it says so, and in Detectron2's own sets, which are known.
+    """
+    choice = MetadataCatalog.get(name).get("bad_boxes")
+    kinds = {
+        "boxes": choice != "error",
+        "masks": choice == "drop" or any(name in sets for sets in _PREDEFINED_SPLITS_COCO.values()),
+        "nothing": is_evaluated,
+    }
+    return {kind for kind, is_tolerated in kinds.items() if is_tolerated}
+
+
+def _warn(source: str, finding: Finding) -> None:
     number = f"{len(finding.examples)} " if finding.examples else ""
     first = f", {finding.examples[0]} for one" if finding.examples else ""
-    what = {"boxes": ". They are left out", "nothing": ": AP cannot be computed"}
+    left_out = ". They are left out"
+    what = {"boxes": left_out, "masks": left_out, "nothing": ": AP cannot be computed"}
     text = what.get(finding.kind, "") if finding.is_error else ""
     logger.warning("%s: %s%s%s%s", source, number, finding.text, first, text)
 
@@ -162,10 +175,19 @@ def _columns_of_dicts(name: str, with_masks: bool) -> CocoColumns:
         findings = list(find_relations(table))
     for finding in findings:
         raise DatasetError(f"data set {name}: {finding.message()}")
-    masks = json_texts(a.get("segmentation") for d in dicts for a in d.get("annotations", ()))
-    columns = columns_of(table, masks if with_masks else None)
+    columns = columns_of(table, _masks_of(dicts) if with_masks else None)
     columns.areas[:] = columns.boxes[:, 2] * columns.boxes[:, 3]
+    if columns.segmentations is not None:
+        good = np.flatnonzero(columns.segmentations.problems == 0)
+        sizes = columns.sizes[columns.image_of]
+        for i in good:
+            code = compressed(columns.segmentations[i], (int(sizes[i, 1]), int(sizes[i, 0])))
+            columns.areas[i] = coco_mask.area(code)
     return columns
+
+
+def _masks_of(dicts: Sequence[dict]) -> list[bytes]:
+    return json_texts(a.get("segmentation") for d in dicts for a in d.get("annotations", ()))
 
 
 def _as_xywh(name: str, annotation: dict) -> list[float]:

@@ -250,7 +250,7 @@ def find_bad_masks(columns: CocoColumns) -> Iterator[Finding]:
                 [columns.place(i) for i in wrong],
                 "A model of masks learns from no others. Mend them, or leave such objects out: "
                 "DATASETS.CUSTOM.BAD_BOXES drop",
-                kind="boxes",
+                kind="masks",
             )
     sides = columns.boxes[:, 2:]
     corners = np.concatenate([columns.boxes[:, :2], columns.boxes[:, :2] + sides], 1)

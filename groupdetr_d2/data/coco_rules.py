@@ -24,8 +24,8 @@ class Finding:
     Attributes:
         text: the finding, ahead of its examples.
         remedy: a sentence that says how to mend it; empty for warnings.
-        kind: "boxes" can be left out (DATASETS.CUSTOM.BAD_BOXES drop), "nothing" to learn is no
-            error of a set that is evaluated.
+        kind: "boxes" and "masks" can be left out (DATASETS.CUSTOM.BAD_BOXES drop), "nothing" to
+            learn is no error of a set that is evaluated.
     """
 
     is_error: bool

@@ -12,9 +12,11 @@ from typing import Any
 import cv2
 import msgspec
 import numpy as np
+import torch
 from pycocotools import mask as coco_mask
 
 FINER = 4  # steps of a pixel in which outlines are traced
+SURE_AREA = 8.0  # pixels; a polygon of this area draws some
 CHUNK = 20_000  # masks that are checked at a time
 PROBLEMS = (
     "",
@@ -81,11 +83,15 @@ def segmentations_of(texts: Sequence[bytes], sizes: np.ndarray) -> Segmentations
 
 def json_texts(masks: Iterable[Any]) -> list[bytes]:
     """Writes masks of any form as JSON."""
-    return [json.dumps(as_plain(x)).encode("utf-8", "replace") for x in masks]
+    return [json.dumps(as_plain(x), default=str).encode("utf-8", "replace") for x in masks]
 
 
 def as_plain(mask: Any) -> Any:
-    """Makes a mask of JSON's own types; pycocotools has counts as bytes."""
+    """Makes a mask of JSON's own types; bitmaps and counts as bytes become COCO's RLE."""
+    if isinstance(mask, torch.Tensor):
+        mask = mask.numpy()
+    if isinstance(mask, np.ndarray) and mask.ndim == 2:
+        return encode(mask[None] > 0)[0]
     if isinstance(mask, dict) and isinstance(mask.get("counts"), bytes):
         return {**mask, "counts": mask["counts"].decode("latin1")}
     if isinstance(mask, dict):
@@ -122,12 +128,15 @@ def _examined(texts: Sequence[bytes], sizes: np.ndarray) -> tuple[np.ndarray, np
         lower = np.minimum.reduceat(boxes[:, :2], first)
         upper = np.maximum.reduceat(boxes[:, 2:], first)
         extents[joined] = np.concatenate([lower, upper], 1)
-        outside = (upper <= 0).any(1) | (lower >= sizes[joined]).any(1)
-        is_empty = ~(np.add.reduceat(areas, first) > 0) | outside
-        reach = FARTHEST * sizes[joined]
-        is_near = ((lower >= -reach) & (upper <= reach)).all(1)
-        problems[joined[is_empty]] = EMPTY
+        own_sizes = sizes[joined]
+        is_near = ((lower >= -FARTHEST * own_sizes) & (upper <= FARTHEST * own_sizes)).all(1)
         problems[joined[~is_near]] = FAR
+        # those that may draw no pixel are drawn; a self-crossing polygon can have the area 0
+        is_inside = ((lower >= 0) & (upper <= own_sizes)).all(1)
+        is_sure = is_inside & (np.add.reduceat(areas, first) >= SURE_AREA)
+        for i in joined[is_near & ~is_sure]:
+            code = compressed(_POLYGONS.decode(texts[i]), (int(sizes[i, 1]), int(sizes[i, 0])))
+            problems[i] = 0 if coco_mask.area(code) else EMPTY
     return problems, extents
 
 
@@ -254,8 +263,9 @@ def polygons_of(code: dict) -> list[list[float]]:
     Returns:
         polygons x0, y0, x1, y1, ... in pixels, drawn by pycocotools as the mask that they are of.
     """
-    mask = coco_mask.decode(code)
+    x, y, width, height = map(int, coco_mask.toBbox(code))
+    mask = coco_mask.decode(code)[y : y + height, x : x + width]
     enlarged = np.kron(mask, np.ones((FINER, FINER), dtype=np.uint8))
     outlines, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    points = [((outline[:, 0] + 0.5) / FINER).round(3) for outline in outlines]
+    points = [((outline[:, 0] + 0.5) / FINER + [x, y]).round(3) for outline in outlines]
     return [x.ravel().tolist() for x in points if len(x) >= 3]

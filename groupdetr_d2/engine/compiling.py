@@ -7,6 +7,7 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 REPORT_AFTER = 5  # iterations
+ENCODERS = ("head.encoder", "head.neck.encoder")  # the latter is Mask2Former's
 
 
 def compile_parts(model: nn.Module, backend: str) -> list[str]:
@@ -20,11 +21,19 @@ def compile_parts(model: nn.Module, backend: str) -> list[str]:
     """
     decoder_layers = model.get_submodule("head.decoder.layers")
     layers = {f"head.decoder.layers.{i}": x for i, x in decoder_layers.named_children()}
-    parts = {"backbone": model.backbone, "head.encoder": model.head.encoder, **layers}
+    encoder = {name: model.get_submodule(name) for name in ENCODERS if _exists(model, name)}
+    parts = {"backbone": model.backbone, **encoder, **layers}
     for part in parts.values():
         part.compile(backend=backend)
     logger.info("MODEL.COMPILE %s: %s; the first iterations are slow", backend, ", ".join(parts))
     return list(parts)
+
+
+def _exists(model: nn.Module, name: str) -> bool:
+    try:
+        return any(True for _ in model.get_submodule(name).parameters())
+    except AttributeError:
+        return False
 
 
 class CompileReport(HookBase):

@@ -11,5 +11,12 @@ def detections_by_group(
     model: SetPredictor, predictions: Predictions, groups: QueryGroups, image: dict
 ) -> list[Instances]:
     """Postprocesses every group's predictions on an image as the primary group's, on the CPU."""
-    parts = [predictions.of_group(k, groups) for k in groups.numbers()]
-    return [model.postprocess(part, [image])[0]["instances"].to("cpu") for part in parts]
+    return [detections_of_group(model, predictions, groups, image, k) for k in groups.numbers()]
+
+
+def detections_of_group(
+    model: SetPredictor, predictions: Predictions, groups: QueryGroups, image: dict, group: int
+) -> Instances:
+    """Postprocesses one group's predictions on an image as the primary group's, on the CPU."""
+    part = predictions.of_group(group, groups)
+    return model.postprocess(part, [image])[0]["instances"].to("cpu")

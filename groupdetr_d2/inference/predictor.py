@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..modeling.meta_arch import task_of
 from ..tasks.task import Task
 from .augmented import build_evaluated_model
-from .by_group import detections_by_group
+from .by_group import detections_of_group
 
 DEFAULT_THRESHOLD = 0.5  # of scores, where no evaluation has found a better one
 
@@ -143,7 +143,7 @@ class Predictor:
         if group not in numbers:
             raise UserError(f"group {group} does not exist: the model has 0 .. {numbers[-1]}")
         predictions = self.model.predict([inputs], groups)
-        return detections_by_group(self.model, predictions, groups, inputs)[group]
+        return detections_of_group(self.model, predictions, groups, inputs, group)
 
     def prepare(self, image: str | Path | np.ndarray) -> tuple[np.ndarray, dict]:
         """Reads a file or an array; returns (H, W, 3) BGR and the model's input."""

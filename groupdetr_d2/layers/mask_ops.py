@@ -18,7 +18,8 @@ def masks_of(
     """Computes masks (n, height, width) bool of an output size, and their quality (n,)."""
     largest = max(features[0].numel() * stride**2, output_size[0] * output_size[1])
     masks, quality = [], []
-    for part in embeddings.split(max(1, PIXELS // largest)):
+    size = len(embeddings) if torch.jit.is_tracing() else max(1, PIXELS // largest)
+    for part in embeddings.split(size):
         logits = (part @ features.flatten(1)).unflatten(1, features.shape[1:])
         logits = resized_logits(logits, stride, image_size, output_size)
         mask = logits > 0
@@ -38,7 +39,7 @@ def resized_logits(
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(maps.shape[2:]) == tuple(size):
+    if not torch.jit.is_tracing() and tuple(maps.shape[2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 

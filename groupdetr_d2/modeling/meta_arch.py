@@ -286,6 +286,8 @@ def masks_of(image: dict) -> Tensor:
         UserError: there are none.
     """
     instances = image["instances"]
+    if not len(instances):  # of which Detectron2's mapper makes no masks
+        return torch.zeros(0, *instances.image_size, dtype=torch.bool)
     if not instances.has("gt_masks"):
         raise UserError(
             f"image {image.get('file_name', image.get('image_id'))} has no masks to learn from: "

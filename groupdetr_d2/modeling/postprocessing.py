@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
@@ -34,6 +35,16 @@ def top_k_instances(
     return results
 
 
+def distinct(queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Finds the different ones of queries (k,), and the place of each among them.
+
+    In a trace they stay as they are: their number is another on every image.
+    """
+    if torch.jit.is_tracing():
+        return queries, torch.arange(len(queries), device=queries.device)
+    return queries.unique(return_inverse=True)
+
+
 def mask_instances(
     predictions: MaskPredictions,
     image_sizes: Sequence[tuple[int, int]],
@@ -56,7 +67,7 @@ def mask_instances(
     queries, classes, scores = best_pairs(predictions.logits[-1], k)
     results = []
     for b, sizes in enumerate(zip(image_sizes, output_sizes, strict=True)):
-        chosen, place = queries[b].unique(return_inverse=True)
+        chosen, place = distinct(queries[b])
         embeddings, features = predictions.embeddings[-1, b, chosen], predictions.features.value[b]
         masks, quality = masks_of(embeddings, features, predictions.stride, *sizes)
         final, order = (scores[b] * quality[place]).sort(descending=True, stable=True)

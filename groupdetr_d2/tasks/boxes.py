@@ -105,7 +105,7 @@ def draw(image: np.ndarray, instances: Instances, names: Sequence[str]) -> np.nd
     return draw_boxes(image, boxes.tensor.cpu().numpy() * scale, classes, names, scores)
 
 
-def of_queries(predictions: BoxPredictions) -> tuple[Tensor, Tensor]:
+def of_queries(predictions: BoxPredictions, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Returns probabilities (Q, H) and boxes (Q, 4) of the last layer on the first image."""
     return predictions.logits[-1, 0].sigmoid(), box_cxcywh_to_xyxy(predictions.boxes[-1, 0])
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
 from ..data.augmentation import build_augmentation
@@ -97,17 +97,20 @@ def draw(image: np.ndarray, instances: Instances, names: Sequence[str]) -> np.nd
     """Draws masks, class names and, of predictions, scores on a copy of the image."""
     kind = "pred" if instances.has("pred_masks") else "gt"
     masks = instances.get(f"{kind}_masks")
-    masks = getattr(masks, "tensor", masks)  # of BitMasks
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
+    masks = masks.tensor if isinstance(masks, BitMasks) else masks
     drawn = draw_masks(image, masks.cpu().numpy(), instances.get(f"{kind}_classes"))
     return boxes.draw(drawn, instances, names)
 
 
-def of_queries(predictions: MaskPredictions) -> tuple[Tensor, Tensor]:
+def of_queries(predictions: MaskPredictions, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Returns probabilities (Q, H), and boxes (Q, 4) around masks, on the first image."""
     features = predictions.features.value[0]
     masks = torch.einsum("qc,chw->qhw", predictions.embeddings[-1, 0], features) > 0
-    size = torch.tensor([*features.shape[:0:-1]] * 2, device=features.device)
-    return predictions.logits[-1, 0].softmax(-1)[:, :-1], boxes_around(masks) / size
+    sides = torch.tensor([*size[::-1]] * 2, device=features.device)
+    boxes_xyxy = boxes_around(masks) * predictions.stride / sides
+    return predictions.logits[-1, 0].softmax(-1)[:, :-1], boxes_xyxy.clamp(max=1)
 
 
 def select_outputs(

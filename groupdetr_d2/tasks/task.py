@@ -55,8 +55,8 @@ class Task:
         as_polygons: a record with its mask as polygons; None if the task has no masks.
         draw: ``(image (H, W, 3) BGR, instances, class names)`` -> a copy of the image with
             predictions or ground truth drawn, scaled from `instances.image_size` to the image.
-        of_queries: ``(predictions)`` -> probabilities (Q, H) and boxes (Q, 4) xyxy in [0, 1] of the
-            last layer's queries on the first image.
+        of_queries: ``(predictions, (height, width) of the first image)`` -> probabilities (Q, H)
+            and boxes (Q, 4) xyxy in [0, 1] of the last layer's queries on that image.
         flip: ``(instances, width)`` -> the detections on an image of that width, mirrored. None if
             the task has no test-time augmentation.
         merge: ``(detections of several views, limit)`` -> one set of detections; or None.

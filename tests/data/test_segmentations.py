@@ -5,7 +5,11 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
 from pycocotools import mask as coco_mask
 
 from groupdetr_d2.commands import run as main
@@ -58,6 +62,8 @@ BAD = {
         *([[1, 1, 5, 5, 9, 9]], [[50, 5, 60, 5, 60, 15]], [[-9, 1, -3, 1, -3, 9]]),
         {"size": list(SIZE), "counts": [1200]},
     ],
+    # a diagonal line, and a polygon whose extent alone overlaps the image
+    "mask without area": [[[5, 5, 20, 20, 5, 5]], [[-30, 20, 20, -30, 19, -30, -30, 19]]],
     "ten times as far": [[[10, 5, 20, 5, 20, 1e300]], [[10, 5, 500, 5, 20, 15]]],
 }
 
@@ -83,6 +89,16 @@ def test_good_masks_are_kept_as_they_are():
     assert np.array_equal(bitmap(found[2], SIZE), BLOB) and np.array_equal(
         bitmap(found[3], SIZE), BLOB
     )
+
+
+def test_bitmaps_and_self_crossing_polygons_are_masks():
+    """Dataset functions may give what Detectron2 calls bitmasks, in numpy or PyTorch."""
+    crossing = [[10, 10, 35, 28, 35, 10, 10, 28]]  # signed, its area is 0
+    found = problems_of([BLOB, BLOB.astype(np.uint8) * 255, torch.from_numpy(BLOB), crossing])
+    assert not found.problems.any() and bitmap(found[3], SIZE).sum() > 100
+    for i in range(3):
+        assert np.array_equal(bitmap(found[i], SIZE), BLOB)
+    assert problems_of([object(), torch.zeros(3, 4, 5)]).problems.all()
 
 
 def test_runs_add_up_for_any_mask():
@@ -187,6 +203,53 @@ def test_training_and_check_data_refuse_the_same(mask_set, tmp_path, capsys):
     cfg = registered(path, root, "DATASETS.CUSTOM.BAD_BOXES", "drop")
     images = images_of(cfg.DATASETS.TRAIN[0], with_masks=True)
     assert [len(d["annotations"]) for d in images] == [0, 0, 0, 1]
+
+
+def test_a_registered_set_may_not_lack_masks_either(mask_set, package_log):
+    """Its bad boxes are left out, but an object without a mask is an error unless it is allowed."""
+    path, root = mask_set
+    with_masks(path, [None])
+    register_coco_instances("lacks_masks", {}, path, root)
+    try:
+        with pytest.raises(DatasetError, match="objects with no mask.*annotation 1 "):
+            images_of("lacks_masks", with_masks=True)
+        MetadataCatalog.get("lacks_masks").bad_boxes = "drop"
+        found = images_of("lacks_masks", with_masks=True)
+        assert [len(d["annotations"]) for d in found] == [0, 0, 1, 1]
+        assert "1 objects with no mask" in package_log.text and "left out" in package_log.text
+    finally:
+        DatasetCatalog.remove("lacks_masks")
+        MetadataCatalog.remove("lacks_masks")
+
+
+def test_a_set_of_ones_own_function(mask_set):
+    """Masks of any of Detectron2's forms, and areas that are those of the masks."""
+    _, root = mask_set
+    code = coco_mask.encode(np.asfortranarray(np.ones((40, 60), np.uint8)))  # counts are bytes
+    triangle = [[0, 0, 30, 0, 0, 30]]
+    bits = np.zeros((40, 60), dtype=bool)
+    bits[3:13, 2:22] = True
+    masks = [code, triangle, bits]
+    d = {"file_name": f"{root}/train_1.png", "height": 40, "width": 60, "image_id": 1}
+    d["annotations"] = [
+        {
+            "bbox": [0, 0, 30, 30],
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": 0,
+            "segmentation": mask,
+        }
+        for mask in masks
+    ]
+    DatasetCatalog.register("own_masks", lambda: [d])
+    MetadataCatalog.get("own_masks").thing_classes = ["cat"]
+    try:
+        columns = images_of("own_masks", with_masks=True).columns
+        assert columns.areas.tolist() == [2400, pytest.approx(450, abs=20), 200]
+        d["annotations"][0]["segmentation"] = torch.zeros(3, 3, 3)  # which boxes do not need
+        assert images_of("own_masks").columns.areas.tolist() == [900] * 3
+    finally:
+        DatasetCatalog.remove("own_masks")
+        MetadataCatalog.remove("own_masks")
 
 
 def test_a_box_far_from_its_mask_is_named(mask_set, tmp_path, capsys):

@@ -113,6 +113,10 @@ def test_other_analyses_of_masks(training, tmp_path):
     image = next((training.parent / "images").glob("val_1*"))
     rows = analyze("attention", tmp_path / "a", *weights, "--image", image, "--layer", 2)
     assert len(rows) == 5
+    for row in rows:  # of the image, not of what it is padded to
+        assert 0 <= float(row["x0"]) <= float(row["x1"]) <= 1
+    with pytest.raises(SystemExit, match="--layer is 0; layers 1 to 3 have attention"):
+        analyze("attention", tmp_path / "a", *weights, "--image", image, "--layer", 0)
     assert analyze("duplicates", tmp_path / "d", *weights)
     rows = analyze("stability", tmp_path / "s", "--run", f"three={training}")
     assert float(rows[0]["instability"]) >= 0

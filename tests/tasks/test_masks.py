@@ -30,6 +30,7 @@ from groupdetr_d2.evaluation.coco_results import read_mask_results
 from groupdetr_d2.evaluation.evaluation_report import Evaluation
 from groupdetr_d2.layers.mask_ops import boxes_around
 from groupdetr_d2.modeling.postprocessing import mask_instances
+from groupdetr_d2.tasks.masks import MASKS
 from tests.conftest import MASK2FORMER, SMALL_MASK_BACKBONE, make_batch, small_config, small_model
 from tests.data.test_data import write_set
 
@@ -198,7 +199,7 @@ def test_polygons_of_a_model_of_boxes_are_refused(tmp_path, picture):
 def test_detectron2s_own_mapper_feeds_it(dataset):
     """Polygons or bitmaps; without masks a sentence says so."""
     model = mask_model(2, "MODEL.DETR.NUM_CLASSES", 2)
-    d = DatasetCatalog.get(dataset)[1]
+    empty, d = DatasetCatalog.get(dataset)[:2]
     for mask_format in ("polygon", "bitmask"):
         mapper = DatasetMapper(
             True,
@@ -207,8 +208,10 @@ def test_detectron2s_own_mapper_feeds_it(dataset):
             use_instance_mask=True,
             instance_mask_format=mask_format,
         )
-        losses = model([mapper(d)])
+        batch = [mapper(x) for x in (d, empty)]
+        losses = model(batch)
         assert len(losses) == 12 and all(x.isfinite() for x in losses.values())
+        assert MASKS.draw(np.zeros((40, 60, 3), np.uint8), batch[0]["instances"], ["a", "b"]).any()
     mapper = DatasetMapper(True, augmentations=[T.NoOpTransform()], image_format="RGB")
     with pytest.raises(UserError, match="val_1.png has no masks to learn from.*MASK_ON"):
         model([mapper(d)])
