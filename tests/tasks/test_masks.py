@@ -15,13 +15,14 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 
-from groupdetr_d2 import Predictor
+from groupdetr_d2 import Predictor, model_zoo
 from groupdetr_d2.checkpoint import GroupCheckpointer
 from groupdetr_d2.checkpoint.run_info import RunInfo
 from groupdetr_d2.commands import run as main
 from groupdetr_d2.config import ConfigError
 from groupdetr_d2.data.catalog import images_of
 from groupdetr_d2.data.segmentations import bitmap
+from groupdetr_d2.data.video import VideoWriter
 from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.engine.solver import build_optimizer
 from groupdetr_d2.errors import UserError
@@ -247,3 +248,45 @@ def test_detr_decays_everything_whatever_detectron2s_key_says():
 def test_detectron2s_checkpointer_reads_it(weights):
     model = build_model(mask_config(3, "MODEL.DETR.NUM_CLASSES", 2))
     assert not DetectionCheckpointer(model).load(weights).get("missing_keys")
+
+
+def test_a_video_has_masks_in_every_frame(weights, tmp_path):
+    with VideoWriter(tmp_path / "clip.mp4", 10.0) as writer:
+        for seed in range(3):
+            writer.add(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), np.uint8))
+    out = tmp_path / "out"
+    arguments = ["predict", str(tmp_path / "clip.mp4"), "--weights", weights, "--out", str(out)]
+    assert main([*arguments, "--threshold", "0"]) == 0
+    results = json.loads((out / "detections.json").read_text())["results"]
+    assert [r["frame"] for r in results] == [0, 1, 2] and (out / "clip.mp4").stat().st_size > 0
+    assert all(x["segmentation"]["size"] == [48, 64] for r in results for x in r["objects"])
+
+
+@pytest.mark.parametrize(
+    "epochs, steps, length", [(50, (327778, 355092), 368750), (12, (78667, 85222), 88500)]
+)
+def test_the_recipe_is_the_official_one(epochs, steps, length):
+    """Steps at 8/9 and 26/27; the other numbers are those of the official configuration."""
+    solver = model_zoo.get_config(f"mask2former_R_50_{epochs}ep").SOLVER
+    assert solver.STEPS == steps and solver.MAX_ITER == length
+    for step, share in zip(steps, (8 / 9, 26 / 27), strict=True):
+        assert step == pytest.approx(share * length, abs=1)
+    assert (solver.BASE_LR, solver.WEIGHT_DECAY, solver.BACKBONE_MULTIPLIER) == (1e-4, 0.05, 0.1)
+    assert (solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_EMBED) == (0.0, 0.0)
+    clip = solver.CLIP_GRADIENTS
+    assert clip.ENABLED and (clip.CLIP_TYPE, clip.CLIP_VALUE) == ("full_model", 0.01)
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.IMS_PER_BATCH) == (10, 1.0, 16)
+    cfg = model_zoo.get_config("group_mask2former_R_50_50ep")
+    assert (cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE) == (1024, 0.1, 2.0)
+    assert cfg.MODEL.BACKBONE.FREEZE_AT == 0 and cfg.MODEL.DETR.NUM_GROUPS == 11
+
+
+def test_it_has_the_official_number_of_parameters():
+    """43.97 million; eleven groups add ten more rows to each of both query tables."""
+    sizes = []
+    for name in ("mask2former_R_50_50ep", "group_mask2former_R_50_50ep"):
+        cfg = model_zoo.get_config(name)
+        cfg.MODEL.DEVICE = "meta"
+        model = build_model(cfg)
+        sizes.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
+    assert sizes == [43_970_257, 43_970_257 + 512_000]
