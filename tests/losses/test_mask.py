@@ -210,3 +210,26 @@ def test_autocast_is_finite(dtype):
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
         (found,) = model(make_batch((2,)))
     assert found["instances"].scores.isfinite().all()
+
+
+def test_k_groups_have_the_gradients_of_k_models():
+    """The mean of theirs where parameters are shared, a share of its own in each query bank."""
+    model, single, batch = mask_model(3), mask_model(1), make_batch((2, 1), ((64, 64),))
+    torch.manual_seed(0)  # the same points
+    sum(model(batch).values()).backward()
+    whole, expected = dict(model.named_parameters()), {}
+    for g in range(3):
+        for name, parameter in single.named_parameters():
+            source = whole[name].detach()
+            is_bank = source.shape != parameter.shape
+            parameter.data.copy_(source.unflatten(0, (3, -1))[g] if is_bank else source)
+        single.zero_grad()
+        torch.manual_seed(0)
+        sum(single(batch).values()).backward()
+        for name, parameter in single.named_parameters():
+            if parameter.grad is not None:
+                expected.setdefault(name, []).append(parameter.grad / 3)
+    for name, parts in expected.items():
+        is_bank = parts[0].shape != whole[name].shape
+        wanted = torch.cat(parts) if is_bank else torch.stack(parts).sum(0)
+        torch.testing.assert_close(whole[name].grad, wanted, atol=1e-4, rtol=1e-3, msg=name)
