@@ -8,8 +8,9 @@ from setuptools.command.build_py import build_py
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 SERVE = ["gradio>=5"]
 FAST = ["faster-coco-eval>=1.6"]  # evaluation in a tenth of the time; pycocotools otherwise
+NUSCENES = ["nuscenes-devkit>=1.2,<2", "tqdm"]  # which needs NumPy below 2
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.50", "playwright>=1.45"]
-TEST += [*EXPORT, *SERVE, *FAST]
+TEST += [*EXPORT, *SERVE, *FAST, *NUSCENES]
 
 
 class BuildWithConfigs(build_py):
@@ -71,6 +72,7 @@ setup(
         "export": EXPORT,
         "serve": SERVE,
         "fast": FAST,
+        "nuscenes": NUSCENES,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.5", "mypy>=1.10", "pre-commit>=3"],
     },

@@ -1,0 +1,179 @@
+"""The quick-start set of 3D detection: a small copy of nuScenes, generated once from a seed.
+
+A vehicle drives among coloured cuboids of the ten classes, which six cameras see. A class differs
+from the others in hue and size, but hues are noisy, objects hide one another, and how far away
+and how large they are is to be learned. Tables and files are laid out as in nuScenes v1.0, so that
+its devkit evaluates on them, too.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from .cube_rendering import Rendering, Scenery, random_scenery, render
+from .cube_rig import LIDAR, Sensor, Shot, rig_of, shots_of
+from .cube_spec import CubesSpec
+from .cube_tables import MAP_FILE, CubesTables, Sightings, begin_of, file_of
+from .cube_world import World, world_of
+from .geometry import inverse, moved_points
+from .names import CAMERAS, CLASSES
+
+logger = logging.getLogger(__name__)
+
+SETS = ("cubes_train", "cubes_val")
+TABLES = "v1.0-cubes"
+
+
+def cubes_root() -> Path:
+    """The folder of generated copies, in $DETECTRON2_DATASETS."""
+    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")) / "cubes"
+
+
+def is_generated(name: str) -> bool:
+    """Whether a name is registered as one of these sets; someone else's stays what it is."""
+    is_known = name in DatasetCatalog.list()
+    return is_known and MetadataCatalog.get(name).get("is_generated", False)
+
+
+def register_cubes_of(cfg) -> None:
+    """Registers both sets as DATASETS.CUBES says, where one of them is used."""
+    if {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} & {*SETS}:
+        chosen = {key.lower(): value for key, value in cfg.DATASETS.CUBES.items()}
+        register_cubes(CubesSpec(**chosen))
+
+
+def register_cubes(spec: CubesSpec) -> None:
+    """Registers both sets of a copy, in place of another's; it is generated when it is loaded.
+
+    Names that someone else has registered stay what they are.
+    """
+    root = cubes_root()
+    for name in SETS:
+        if is_generated(name):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        elif name in DatasetCatalog.list():
+            continue
+        DatasetCatalog.register(name, partial(_load, name))
+        MetadataCatalog.get(name).set(
+            evaluator_type="nuscenes",
+            thing_classes=list(CLASSES),
+            nuscenes_root=str(root / spec.folder),
+            nuscenes_version=TABLES,
+            nuscenes_split=name,
+            is_generated=True,
+            prepare=partial(generate_cubes, spec, root),
+        )
+
+
+def _load(name: str) -> Sequence[dict[str, Any]]:
+    from .catalog import frames_of  # which reads what is registered here
+
+    return frames_of(name)
+
+
+def generate_cubes(spec: CubesSpec, root: Path) -> Path:
+    """Returns the folder of a copy, with tables in `v1.0-cubes/`; makes it if it is not there.
+
+    It is written under a temporary name and moved into place, so that an interrupted or a parallel
+    run never leaves half a copy.
+    """
+    folder = root / spec.folder
+    if folder.exists():
+        return folder
+    logger.info("generating %d scenes in %s", spec.num_scenes, folder)
+    root.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=root))
+    try:
+        _write(spec, unfinished)
+        unfinished.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(unfinished)
+        if not (isinstance(error, OSError) and folder.exists()):  # another process was faster
+            raise
+    return folder
+
+
+def _write(spec: CubesSpec, folder: Path) -> None:
+    """Writes all files of a copy into an empty folder."""
+    shots = shots_of(spec)
+    for channel in shots:
+        (folder / "samples" / channel).mkdir(parents=True)
+        if spec.sweeps and channel != LIDAR:
+            (folder / "sweeps" / channel).mkdir(parents=True)
+    (folder / MAP_FILE).parent.mkdir()
+    cv2.imwrite(str(folder / MAP_FILE), np.full((8, 8), 255, dtype=np.uint8))
+    tables = CubesTables(spec)
+    for number in range(spec.num_scenes):
+        scene = CubesScene(spec, number)
+        sightings = _write_scene(scene, shots, folder)
+        tables.add_scene(number, scene.world, scene.rig, shots, sightings)
+    tables.write(folder / TABLES)
+
+
+class CubesScene:
+    """One scene that can be rendered; the same number gives the same pictures."""
+
+    def __init__(self, spec: CubesSpec, number: int):
+        self.spec, self.number = spec, number
+        self.world: World = world_of(spec, number)
+        rng = np.random.default_rng([spec.seed, number, 1])
+        self.rig: dict[str, Sensor] = rig_of(spec, rng)
+        size = (spec.height, spec.width)
+        classes = self.world.objects.classes
+        self.scenery: Scenery = random_scenery(rng, classes, size, spec.hue_noise, spec.pixel_noise)
+
+    def render(self, shot: Shot) -> Rendering:
+        """Draws what a camera sees at a moment."""
+        seconds, sensor = shot.offset / 1e6, self.rig[shot.channel]
+        place = CAMERAS.index(shot.channel)
+        return render(
+            self.world.ego.poses(np.array([seconds]))[0] @ sensor.to_ego,
+            sensor.intrinsic,
+            self.world.objects.boxes_at(seconds),
+            self.world.objects.is_moving,
+            self.scenery,
+            np.random.default_rng([self.spec.seed, self.number, 2, place, abs(shot.offset)]),
+        )
+
+    def lidar_points(self, shot: Shot) -> np.ndarray:
+        """Makes a tiny sweep (T, 5): the centre of every object in the lidar's frame."""
+        seconds = shot.offset / 1e6
+        to_global = self.world.ego.poses(np.array([seconds]))[0] @ self.rig[LIDAR].to_ego
+        centres = moved_points(self.world.objects.boxes_at(seconds)[:, :3], inverse(to_global))
+        return np.pad(centres, [(0, 0), (0, 2)]).astype(np.float32)
+
+
+def _write_scene(scene: CubesScene, shots: dict[str, list[Shot]], folder: Path) -> Sightings:
+    """Writes the files of a scene; returns what is seen at its keyframes."""
+    shape = (scene.spec.keyframes, len(scene.world.objects.boxes))
+    visible, covered = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    begin = begin_of(scene.number)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, scene.spec.jpeg_quality]
+    # small objects keep their colours
+    quality += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    for shot in (shot for of_channel in shots.values() for shot in of_channel):
+        file = folder / file_of(scene.world, begin, shot)
+        if shot.channel == LIDAR:
+            file.write_bytes(scene.lidar_points(shot).tobytes())
+            continue
+        rendering = scene.render(shot)
+        file.write_bytes(cv2.imencode(".jpg", rendering.picture, quality)[1].tobytes())
+        if shot.is_key:
+            visible[shot.keyframe] += rendering.visible
+            covered[shot.keyframe] += rendering.covered
+    return Sightings(visible, covered)
+
+
+for _name in SETS:  # as Detectron2 registers its own
+    if _name not in DatasetCatalog.list():
+        register_cubes(CubesSpec())
