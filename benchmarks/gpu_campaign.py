@@ -30,14 +30,15 @@ import time
 from pathlib import Path
 
 import torch
-from all_models import MODELS
+from all_models import IMAGE_SIZES, MODELS
 from deform_sampling import make_inputs
 from detectron2.modeling import build_model
 
 from groupdetr_d2 import commands
+from groupdetr_d2.analysis.random_batch import random_inputs
 from groupdetr_d2.analysis.results_file import PACKAGES, describe_machine, version_of
 from groupdetr_d2.analysis.runs import Run, by_label, mean_and_spread, read_runs
-from groupdetr_d2.analysis.step_cost import make_batch, measure_step, run_apart
+from groupdetr_d2.analysis.step_cost import measure_step, run_apart
 from groupdetr_d2.config import build_config
 from groupdetr_d2.engine.solver import build_optimizer
 from groupdetr_d2.layers import deform_sampling
@@ -72,8 +73,8 @@ def _compare(name: str, args: argparse.Namespace) -> dict:
     model = build_model(cfg).eval()
     randomize_heads(model)
     batch = [
-        *make_batch((128, 160), 1, num_objects=5, num_classes=cfg.MODEL.DETR.NUM_CLASSES),
-        *make_batch((100, 200), 1, num_objects=3, num_classes=cfg.MODEL.DETR.NUM_CLASSES),
+        *random_inputs(cfg, (128, 160), 1, num_objects=5),
+        *random_inputs(cfg, (100, 200), 1, num_objects=3),
     ]
     expected = outputs_and_gradient(model, batch, None)
     result = {}
@@ -127,13 +128,14 @@ def randomize_heads(model) -> None:
 def outputs_and_gradient(model, batch: list[dict], dtype) -> tuple[torch.Tensor, dict]:
     """The last layer's outputs, (B, Q, .), and the gradients of a sum of their squares.
 
-    Outputs are scores and, by the model, boxes or mask embeddings.
+    Outputs are scores and, by the model, boxes, mask embeddings or codes of boxes in space.
     """
     model.zero_grad()
     kind = model.device.type
     with torch.autocast(kind, dtype=dtype, enabled=dtype is not None):
         predictions = model.predict(batch, model.groups)
-    rest = predictions.boxes if hasattr(predictions, "boxes") else predictions.embeddings
+    kinds = ("boxes", "embeddings", "codes")
+    rest = next(getattr(predictions, x) for x in kinds if hasattr(predictions, x))
     outputs = torch.cat([rest, predictions.logits.sigmoid()], -1)  # (L, B, Q, .)
     outputs.square().sum().backward()
     gradients = {
@@ -196,7 +198,7 @@ def _cost(name: str, args: argparse.Namespace, num_groups: int, how: str) -> dic
     if how == "bfloat16":
         cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, "bfloat16"
     batch_size = 2 if training else 1
-    size = tuple(args.image_size)
+    size = tuple(IMAGE_SIZES.get(name, args.image_size))
     return measure_step(cfg, size, batch_size, num_objects=7, steps=args.steps, training=training)
 
 

@@ -16,7 +16,8 @@ import time
 import torch
 from tabulate import tabulate
 
-from groupdetr_d2.analysis.step_cost import make_batch, run_apart
+from groupdetr_d2.analysis.random_batch import make_batch
+from groupdetr_d2.analysis.step_cost import run_apart
 from groupdetr_d2.config import build_config
 from groupdetr_d2.engine.memory import keep_freed_memory, peak_memory_mib
 from groupdetr_d2.engine.solver import build_optimizer

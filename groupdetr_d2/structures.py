@@ -81,11 +81,28 @@ class Memory:
 
 
 @dataclass
+class Views:
+    """The cameras whose images are a model's input together: V views of each sample."""
+
+    img2lidar: Tensor  # (B, V, 4, 4), from pixel times depth (u*d, v*d, d, 1) to metres
+    size: tuple[int, int]  # (height, width) of the padded images, in pixels
+    padding_mask: Tensor | None = None  # (B, height, width) of all views, True on padding
+    interval: Tensor | None = None  # (B,) seconds between two frames, where there are two
+
+
+@dataclass(kw_only=True)
+class ViewMemory(Memory):
+    """The memory of several views, one after another."""
+
+    interval: Tensor | None = None  # (B,) seconds between two frames, where there are two
+
+
+@dataclass
 class Queries:
     """The decoder's input."""
 
     content: Tensor  # (B, Q, C)
-    reference: Tensor  # (B, Q, D) in [0, 1]
+    reference: Tensor  # (B, Q, D), relative to the image or to the space of boxes
     pos: Tensor | None = None  # (B, Q, C) if learned rather than derived from `reference`
     attn_mask: Tensor | None = None  # (P+N, P+N) within a group, True where not to attend
     proposals: "Proposals | None" = None  # where they come from, in two-stage models

@@ -2,6 +2,7 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -26,6 +27,9 @@ SHRINK = [
     *("MODEL.SWIN.EMBED_DIM", 16, "MODEL.SWIN.DEPTHS", [1, 1, 2, 1], "MODEL.SWIN.WINDOW_SIZE", 4),
     *("MODEL.SWIN.NUM_HEADS", [1, 2, 4, 8], "MODEL.SWIN.DROP_PATH_RATE", 0.0),
     *("MODEL.DETR.TRAIN_NUM_POINTS", 64),
+    *("MODEL.VOVNET.STEM_CHANNELS", 8, "MODEL.VOVNET.CONV_CHANNELS", [8, 8, 8, 8]),
+    *("MODEL.VOVNET.OUT_CHANNELS", [16, 16, 24, 24], "MODEL.VOVNET.BLOCKS", [1, 1, 2, 1]),
+    *("MODEL.VOVNET.NUM_LAYERS", 2, "MODEL.DETR.SPACE.NUM_DEPTHS", 4, "INPUT.GRID_MASK", 0.0),
     *("MODEL.DETR.DROPOUT", 0.0, "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0),
 ]
 # and its backbone, where a test is not about the backbone
@@ -129,6 +133,49 @@ def make_batch(counts=(3, 2), sizes=((64, 96), (96, 64)), num_classes=80):
     return [
         make_image(h, w, n, seed, num_classes)
         for seed, (n, (h, w)) in enumerate(zip(counts, sizes, strict=True))
+    ]
+
+
+CAMERA_ANGLES = (90, 35, 145, 270, 200, -20)  # degrees from the lidar's x axis
+
+
+def make_camera(angle, height, width):
+    """The matrix (4, 4) from the lidar's frame to pixels of a camera that looks outwards."""
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    made, focal = np.eye(4), 0.8 * width
+    made[:3, :3] = [[sin, -cos, 0], [0, 0, -1], [cos, sin, 0]]
+    intrinsic = np.diag([focal, focal, 1.0, 1.0])
+    intrinsic[0, 2], intrinsic[1, 2] = width / 2, height / 2
+    return intrinsic @ made
+
+
+def make_frame(height, width, num_objects, seed, *, num_classes=10, num_frames=1):
+    """A sample of six views, or of twelve with an earlier frame."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (6 * num_frames, 3, height, width)
+    matrices = [make_camera(angle, height, width) for angle in CAMERA_ANGLES * num_frames]
+    boxes = torch.rand(num_objects, 9, generator=generator) + 0.5
+    boxes[:, :2] = 60 * torch.rand(num_objects, 2, generator=generator) - 30
+    instances = Instances((height, width), gt_boxes3d=boxes)
+    instances.gt_classes = torch.randint(num_classes, (num_objects,), generator=generator)
+    return {
+        "image": torch.randint(256, size, generator=generator, dtype=torch.uint8),
+        "lidar2img": torch.from_numpy(np.stack(matrices)),
+        "instances": instances,
+        "sample_token": f"sample_{seed}",
+        "file_name": f"image_{seed}.jpg",
+        **({"interval": 0.5 + 0.1 * seed} if num_frames > 1 else {}),
+    }
+
+
+def batch_for(cfg, counts=(3, 2), sizes=((64, 96), (96, 64))):
+    """Inputs of a configuration's model, of different sizes, so that the batch is padded."""
+    if cfg.MODEL.META_ARCHITECTURE != "GroupPETR":
+        return make_batch(counts, sizes, cfg.MODEL.DETR.NUM_CLASSES)
+    kinds = {"num_classes": cfg.MODEL.DETR.NUM_CLASSES}
+    kinds["num_frames"] = 2 if cfg.INPUT.VIEWS.EARLIER else 1
+    return [
+        make_frame(*sizes[i % len(sizes)], number, i, **kinds) for i, number in enumerate(counts)
     ]
 
 

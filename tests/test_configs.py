@@ -12,15 +12,15 @@ from detectron2.modeling import build_model
 from groupdetr_d2.config import build_config
 from groupdetr_d2.engine.solver import build_optimizer
 from groupdetr_d2.layers.per_group import PerGroup
+from groupdetr_d2.modeling.batch import padding_mask_of
 from groupdetr_d2.modeling.denoising import Noise
-from groupdetr_d2.modeling.meta_arch import padding_mask_of
 from groupdetr_d2.modeling.queries import QueryBank
 from tests.conftest import (
     ROOT,
     SHRINK,
     all_configs,
+    batch_for,
     distinct_models,
-    make_batch,
     randomize_heads,
 )
 
@@ -51,10 +51,6 @@ def stacked(model):
             yield module.weight.data.unflatten(0, (-1, N))
         elif isinstance(module, PerGroup):
             yield from (parameter.data for parameter in module.parameters())
-
-
-def batch_for(cfg, counts=(3, 2)):
-    return make_batch(counts, ((64, 96), (96, 64)), cfg.MODEL.DETR.NUM_CLASSES)
 
 
 def predict_seeded(model, batch, targets):
@@ -210,16 +206,23 @@ def keep_boxes_inside(model):
             head.layers[-1].bias.zero_()
 
 
+def projected_memory(model, batch):
+    """The memory ahead of the encoder."""
+    images = model.preprocess_image(batch)
+    if images.tensor.dim() == 4:
+        return model.head.neck(model.backbone(images.tensor), padding_mask_of(images))
+    views = model.views_of(batch, images)
+    return model.head.neck(model.backbone(images.tensor.flatten(0, 1)), views)
+
+
 # Mask2Former has no padding mask: it treats padding as image, see its docstring
 @pytest.mark.parametrize("config", [c for c in MODELS if "mask2former" not in c])
 def test_padded_memory_positions_are_never_looked_at(config):
     cfg, model = build(config, 2)
     if "/SAM-DETR/" in config:
         keep_boxes_inside(model)
-    images = model.eval().preprocess_image(batch_for(cfg))
-    mask = padding_mask_of(images)
     with torch.no_grad():
-        memory = model.head.neck(model.backbone(images.tensor), mask)
+        memory = projected_memory(model.eval(), batch_for(cfg))
         expected = model.head.decode(model.head.encoder(memory), model.groups)
         assert memory.padding_mask.any() and not memory.padding_mask.all()
         memory.features[memory.padding_mask] = 100.0

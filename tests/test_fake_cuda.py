@@ -60,6 +60,15 @@ def move_to_cuda(model):
             setattr(module, name, on_cuda(value))
 
 
+def inputs_of(cfg):
+    """A batch, and its images on the device; the matrices of cameras are on the host."""
+    if cfg.MODEL.META_ARCHITECTURE != "GroupPETR":
+        return [], ImageList(torch.empty(2, 3, 800, 1333, device="cuda:0"), SIZES)
+    sample = {"lidar2img": torch.eye(4, dtype=torch.float64).repeat(6, 1, 1)}
+    images = torch.empty(2, 6, 3, 320, 800, device="cuda:0")
+    return [sample, sample], ImageList(images, [(320, 800), (320, 784)])
+
+
 @pytest.fixture
 def plain_sampling(monkeypatch):
     """Triton's kernels are not PyTorch's operations: the reference stands for them."""
@@ -76,12 +85,12 @@ def test_every_model_on_a_gpu_without_one(config, plain_sampling, monkeypatch):
     model, numbers = build_model(cfg).train(), []
     with FakeTensorMode():
         move_to_cuda(model)
-        images = ImageList(torch.empty(2, 3, 800, 1333, device="cuda:0"), SIZES)
-        monkeypatch.setattr(model, "preprocess_image", lambda batch: images)
         labels = torch.zeros(sum(COUNTS), dtype=torch.long, device="cuda:0")
         targets = BoxTargets(labels, torch.rand(len(labels), 4, device="cuda:0"), counts=COUNTS)
+        batch, images = inputs_of(cfg)
+        monkeypatch.setattr(model, "preprocess_image", lambda batch: images)
         with Dispatched() as encoding:
-            memory = model.encode([])
+            memory = model.encode(batch)
         for k in (1, K):
             with Dispatched() as dispatched:
                 groups = replace(model.groups, num_groups=k)

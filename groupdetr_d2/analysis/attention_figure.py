@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..evaluation.drawing import class_colour, sheet
 from ..inference.predictor import Predictor
 from ..layers.attention import attention_maps
-from ..modeling.meta_arch import padded_size
+from ..modeling.batch import padded_size
 from ..structures import Memory
 from ..variants.conditional_detr import ConditionalCrossAttention
 from ..variants.deformable_detr import DeformableCrossAttention

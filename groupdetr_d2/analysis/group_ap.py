@@ -15,7 +15,7 @@ from ..inference.by_group import detections_by_group
 from .output import new_figure, save_figure, write_csv
 from .trained_model import TrainedModel, load
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+SIZES = ("APs", "APm", "APl")  # which COCO has beside the numbers of a summary
 FUSIONS = {"all, NMS": merge_by_nms, "all, fused": merge_by_fusion}
 
 
@@ -23,16 +23,21 @@ def run(args: argparse.Namespace) -> str:
     """Evaluates all groups in one pass over the images."""
     trained = load(args.weights, args.opts)
     results = evaluate_groups(trained, args.num_images)
-    rows = [{"group": name, **{m: found[m] for m in METRICS}} for name, found in results.items()]
+    metric = trained.task.metric.partition("/")[2]
+    shown = dict.fromkeys((metric, *trained.task.presentation.summary, *SIZES))
+    rows = [
+        {"group": name, **{m: found[m] for m in shown if m in found}}
+        for name, found in results.items()
+    ]
     out = Path(args.out)
     write_csv(out / "groups.csv", rows)
-    alone = np.array([r["AP"] for r in rows if isinstance(r["group"], int)])
-    draw(rows, float(np.median(alone)), out / "groups.png")
+    alone = np.array([r[metric] for r in rows if isinstance(r["group"], int)])
+    draw(rows, metric, float(np.median(alone)), out / "groups.png")
     spread = np.abs(alone - np.median(alone)).max()
-    fused = [f"{name} {results[name]['AP']:.2f}" for name in FUSIONS if name in results]
-    return (
-        f"{trained.weights}: AP of {len(alone)} groups alone: median {np.median(alone):.2f}, at "
-        f"most {spread:.2f} from it" + (f"; of all together: {', '.join(fused)}" if fused else "")
+    fused = [f"{name} {results[name][metric]:.2f}" for name in FUSIONS if name in results]
+    median = f"median {np.median(alone):.2f}, at most {spread:.2f} from it"
+    return f"{trained.weights}: {metric} of {len(alone)} groups alone: {median}" + (
+        f"; of all together: {', '.join(fused)}" if fused else ""
     )
 
 
@@ -75,14 +80,14 @@ class SetEvaluation:
             return self.task.metrics_of(self.evaluator.evaluate(img_ids=ids))
 
 
-def draw(rows: list[dict], median: float, path: Path) -> None:
+def draw(rows: list[dict], metric: str, median: float, path: Path) -> None:
     """Draws one bar per group, and the median as a line."""
-    figure, axes = new_figure("AP of each query group", "group", "AP")
+    figure, axes = new_figure(f"{metric} of each query group", "group", metric)
     names = [str(row["group"]) for row in rows]
     colours = ["C0" if name.isdigit() else "C1" for name in names]
-    axes.bar(names, [row["AP"] for row in rows], color=colours)
+    axes.bar(names, [row[metric] for row in rows], color=colours)
     axes.axhline(median, color="black", linewidth=1, linestyle="--", label=f"median {median:.2f}")
-    values = [row["AP"] for row in rows]
+    values = [row[metric] for row in rows]
     axes.set_ylim(max(0, min(values) - 2), max(values) + 1)
     axes.legend()
     save_figure(figure, path)

@@ -29,10 +29,12 @@ class Run:
 
     label: str
     seed: int
-    ap: dict[int, float]  # by number of iterations done
+    ap: dict[int, float]  # by number of iterations done: the task's metric, such as NDS in 3D
     num_groups: int = 1
     epoch_iters: float | None = None  # iterations of an epoch, if known
     seconds: float | None = None  # of an iteration, median
+    # the numbers that a report begins with, by name and number of iterations
+    summary: dict[str, dict[int, float]] = field(default_factory=dict, compare=False)
     record: dict = field(default_factory=dict, compare=False)  # everything else that is known
 
     @property
@@ -83,23 +85,29 @@ def read_folder(folder: Path, label: str) -> Run:
     Raises:
         RunsError: nothing was evaluated there yet.
     """
-    metric, metrics = task_of_run(folder).metric, read_metrics(folder)
-    found = {record["iteration"] + 1: record[metric] for record in metrics if metric in record}
-    if not found:
-        raise RunsError(f"{folder}/metrics.json has no {metric}: nothing was evaluated there yet")
+    task, metrics = task_of_run(folder), read_metrics(folder)
+    if not any(task.metric in record for record in metrics):
+        raise RunsError(
+            f"{folder}/metrics.json has no {task.metric}: nothing was evaluated there yet"
+        )
     config = config_of_run(folder)
     last = config["SOLVER"]["MAX_ITER"]  # the evaluation after training is written one later
-    ap = {min(iteration, last): value for iteration, value in found.items()}
+
+    def over_iterations(name: str) -> dict[int, float]:
+        return {min(r["iteration"] + 1, last): r[name] for r in metrics if name in r}
+
+    names = (f"{task.kind}/{name}" for name in task.presentation.summary)
     times = [record["time"] for record in metrics if "time" in record]
     return Run(
         label=label,
         seed=config["SEED"],
-        ap=ap,
+        ap=over_iterations(task.metric),
         num_groups=config["MODEL"]["DETR"]["NUM_GROUPS"],
         epoch_iters=next(
             ((r["iteration"] + 1) / r["epoch"] for r in metrics if r.get("epoch")), None
         ),
         seconds=float(np.median(times)) if times else None,
+        summary={name: over_iterations(name) for name in names},
     )
 
 

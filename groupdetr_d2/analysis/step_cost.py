@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +20,7 @@ from ..engine.memory import keep_freed_memory, peak_memory_mib
 from ..engine.solver import amp_dtype_of, build_optimizer
 from ..errors import UserError
 from ..structures import PerImage, Predictions, map_tensors
+from .random_batch import random_inputs
 
 WARM_UP_STEPS = 2
 START_METHOD = "spawn"  # a fresh interpreter, whose memory is its own
@@ -51,31 +51,6 @@ def run_apart(function: Callable, *args, limit: float | None = None):
             ) from error
 
 
-def make_batch(size: tuple[int, int], batch_size: int, num_objects: int, num_classes: int):
-    """Makes random images, boxes and masks in Detectron2's format, the same for every call."""
-    generator = torch.Generator().manual_seed(0)
-    height, width = size
-    batch = []
-    for _ in range(batch_size):
-        corner = torch.rand(num_objects, 2, generator=generator) * 0.6
-        extent = torch.rand(num_objects, 2, generator=generator) * 0.35 + 0.05
-        boxes = torch.cat([corner, corner + extent], 1)
-        instances = Instances(size)
-        instances.gt_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
-        instances.gt_masks = BitMasks(_discs(instances.gt_boxes.tensor, size))
-        instances.gt_classes = torch.randint(num_classes, (num_objects,), generator=generator)
-        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
-        batch.append({"image": image, "instances": instances, "height": height, "width": width})
-    return batch
-
-
-def _discs(boxes_xyxy: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Makes a disc inside each box, (n, height, width) bool."""
-    x, y = torch.arange(size[1]) + 0.5, torch.arange(size[0])[:, None] + 0.5
-    x0, y0, x1, y1 = (side[:, None, None] for side in boxes_xyxy.unbind(1))
-    return ((2 * x - x0 - x1) / (x1 - x0)) ** 2 + ((2 * y - y0 - y1) / (y1 - y0)) ** 2 <= 1
-
-
 def count_flops(
     cfg, size: tuple[int, int], batch_size: int, *, num_objects: int, backward: bool
 ) -> int:
@@ -88,10 +63,8 @@ def count_flops(
     cfg.MODEL.DETR.DROPOUT = 0.0
     model = build_model(cfg)
     groups = model.groups if backward else model.groups.primary()
-    images = [
-        {"image": torch.empty(3, *size, dtype=torch.uint8, device="meta")}
-        for _ in range(batch_size)
-    ]
+    batch = random_inputs(cfg, size, batch_size, num_objects)
+    images = [{**x, "image": x["image"].to("meta")} for x in batch]
     with FlopCounterMode(display=False) as counter:
         predictions = model.predict(images, groups)
         if backward:
@@ -99,7 +72,6 @@ def count_flops(
     flops = counter.get_total_flops()
     if not backward:
         return flops
-    batch = make_batch(size, batch_size, num_objects, cfg.MODEL.DETR.NUM_CLASSES)
     targets = model.to_empty(device="cpu").build_targets(batch)
     with FlopCounterMode(display=False) as counter:
         losses = model.criterion(drawn_like(predictions), targets, groups)
@@ -168,7 +140,7 @@ def measure_step(
     torch.manual_seed(0)
     model = build_model(cfg).train(training)
     optimizer = build_optimizer(cfg, model, clips=False)
-    batch = make_batch(size, batch_size, num_objects, cfg.MODEL.DETR.NUM_CLASSES)
+    batch = random_inputs(cfg, size, batch_size, num_objects)
     head = model.head
     parts = {
         "backbone": [model.backbone],

@@ -159,7 +159,7 @@ def train(job: Job, args: argparse.Namespace, end: float | None) -> dict | None:
     except UserError as error:
         logger.error("%s, seed %d: %s", job.label, job.seed, error)
         return None
-    logger.info("%s, seed %d: AP %.1f", job.label, job.seed, record["AP"][max(record["AP"])])
+    logger.info("%s, seed %d: %.1f", job.label, job.seed, record["AP"][max(record["AP"])])
     return record
 
 
@@ -172,6 +172,7 @@ def make_record(job: Job, run: Run, threads: int) -> dict:
         "num_groups": cfg.MODEL.DETR.NUM_GROUPS,
         "epoch_iters": run.epoch_iters,
         "AP": run.ap,
+        "summary": run.summary,
         "seconds_per_iteration": run.seconds,
         "versions": {name: version_of(name) for name in PACKAGES},
         "python": platform.python_version(),

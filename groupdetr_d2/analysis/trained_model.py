@@ -13,7 +13,6 @@ from detectron2.data import (
 )
 
 from ..checkpoint.restoring import restore
-from ..data.catalog import check_classes, images_of
 from ..data.checks import check_registered
 from ..engine.setup import settle_config
 from ..errors import UserError
@@ -47,7 +46,7 @@ class TrainedModel:
         """Yields images of the test set, resized as for evaluation, with "instances"."""
         mapper = self.task.build_mapper(self.cfg, is_train=False)
         mapper.is_train = True  # with what there is to find
-        images = images_of(self.dataset, is_evaluated=True, with_masks=self.task.with_masks)
+        images = self.task.data.images_of(self.dataset, is_evaluated=True)
         dicts = images[:number]
         loader = build_detection_test_loader(
             dicts, mapper=mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS
@@ -72,7 +71,7 @@ def load(weights: str | Path, opts: list[str]) -> TrainedModel:
                 "\"('name',)\" or DATASETS.CUSTOM.VAL_JSON and VAL_IMAGES"
             )
         check_registered(cfg.DATASETS.TEST)
-        check_classes(cfg, cfg.DATASETS.TEST)
+        task_of(cfg).data.check_classes(cfg, cfg.DATASETS.TEST)
         torch.manual_seed(0)
 
     restored = restore(weights, opts, settle=settle)

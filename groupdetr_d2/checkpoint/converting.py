@@ -25,6 +25,7 @@ from . import (
     hugging_face_deformable,
     hugging_face_mask2former,
     mask2former,
+    petr,
     sam_detr,
 )
 from .files import check_sums, write_safely
@@ -35,6 +36,9 @@ from .structure import check_structure
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 # per source: the converter and the configuration whose model must be filled
 CONDITIONAL_DETR = "ConditionalDETR/conditional_detr_R_50_50ep.yaml"
+PETR = "PETR/petr_V2_99_800x320_24ep.yaml"
+# sources whose files have this part of a model alone
+PARTS = {"vovnet": "backbone."}
 MASK2FORMER = "Mask2Former/mask2former_R_50_50ep.yaml"
 SOURCES: dict[str, tuple[Any, str]] = {
     "conditional-detr": (
@@ -64,6 +68,9 @@ SOURCES: dict[str, tuple[Any, str]] = {
     ),
     "hf-mask2former": (hugging_face_mask2former.CONVERTER, MASK2FORMER),
     "mask2former": (mask2former.CONVERTER, MASK2FORMER),
+    "petr": (petr.CONVERTER, PETR),
+    "petrv2": (petr.CONVERTER_V2, "PETR/petrv2_V2_99_800x320_24ep.yaml"),
+    "vovnet": (petr.BACKBONE_CONVERTER, PETR),
     "sam-detr": (sam_detr.CONVERTER, "SAM-DETR/sam_detr_R_50_12ep.yaml"),
 }
 
@@ -73,6 +80,7 @@ def convert_file(args: argparse.Namespace) -> None:
     converter, default_config = SOURCES[args.source]
     cfg = build_config(args.config_file or str(config_folder() / default_config), args.opts)
     official, trained_with = read_official(args.input)
+    sys.stderr.write(petr.validation_warning(args.input))
     check_dilation(cfg, trained_with, args.input)
     detr = cfg.MODEL.DETR
     sizes = {"num_queries": detr.NUM_OBJECT_QUERIES, "num_classes": detr.NUM_CLASSES}
@@ -87,7 +95,8 @@ def convert_file(args: argparse.Namespace) -> None:
     shape = converted.get("head.queries.bank.shape")
     if shape is not None:
         detr.NUM_GROUPS = int(shape[0])
-    own = own_shapes(cfg)
+    part = PARTS.get(args.source, "")
+    own = {key: shape for key, shape in own_shapes(cfg).items() if key.startswith(part)}
     unmapped |= {key: value for key, value in converted.items() if key not in own}
     for key, value in unmapped.items():
         sys.stdout.write(f"no name for {key} {tuple(value.shape)}\n")
@@ -111,7 +120,8 @@ def read_official(path: str) -> tuple[dict[str, torch.Tensor], argparse.Namespac
     try:
         loaded = _load(file)
         loaded = loaded if isinstance(loaded, dict) else {"model": loaded}
-        model = check_structure({"model": loaded.get("model", loaded)}, str(file))["model"]
+        known = loaded.get("model", loaded.get("state_dict", loaded))  # the latter is mmcv's
+        model = check_structure({"model": known}, str(file))["model"]
         tensors = {key: torch.as_tensor(value) for key, value in model.items()}
     except UserError:
         raise

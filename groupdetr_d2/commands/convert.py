@@ -17,7 +17,10 @@ SOURCES = (
     "hf-deformable-detr",
     "hf-mask2former",
     "mask2former",
+    "petr",
+    "petrv2",
     "sam-detr",
+    "vovnet",
 )
 
 

@@ -1,4 +1,4 @@
-"""Detects objects on images, folders and videos; writes pictures, JSON and CSV."""
+"""Detects objects on images, videos or keyframes of nuScenes; writes pictures, JSON and CSV."""
 
 from argparse import REMAINDER, ArgumentParser, Namespace
 
@@ -10,7 +10,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "images",
         action=ListOrOverrides,
-        help="images, folders, patterns such as 'a/*.jpg', videos; then overrides, KEY VALUE ...",
+        help="images, folders, patterns such as 'a/*.jpg', videos; for a model of several cameras "
+        "sample tokens, scenes, registered sets or copies of nuScenes; then overrides, KEY VALUE",
     )
     parser.add_argument("--weights", required=True, help="a checkpoint of train_net.py")
     parser.add_argument("--out", default="predictions", help="folder for what is written")
@@ -25,6 +26,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--polygons", action="store_true", help="masks as polygons in detections.json, not RLE"
+    )
+    parser.add_argument(
+        "--nuscenes",
+        metavar="ROOT",
+        help="the copy of nuScenes that has the tokens and scenes, if not the model's test set",
+    )
+    parser.add_argument("--version", help="version of its tables, if there are several")
+    parser.add_argument(
+        "--no-truth", action="store_true", help="draw detections in keyframes without true boxes"
     )
     parser.add_argument("--device", help="cpu, cuda, ...; a GPU if there is one")
     parser.add_argument(

@@ -12,10 +12,14 @@ from detectron2.config import get_cfg
 
 SECTIONS = (
     *("MODEL.EMA", "MODEL.DETR", "MODEL.DETR.DENOISING", "MODEL.DETR.SAM", "MODEL.SWIN"),
+    *("MODEL.DETR.SPACE", "MODEL.VOVNET", "INPUT.VIEWS", "DATASETS.CUBES"),
     *("MODEL.SMALL_RESNET", "DATASETS.CUSTOM", "DATASETS.SHAPES"),
 )
 # importing them registers what is in them
-REGISTERING = ("modeling", "variants", "data.shapes", "engine.detectron2_habits")
+REGISTERING = (
+    *("modeling", "variants", "data.shapes", "data.nuscenes.catalog", "data.nuscenes.cubes"),
+    "engine.detectron2_habits",
+)
 
 
 def add_groupdetr_config(cfg: CN) -> None:
@@ -58,6 +62,8 @@ def _add_all(cfg: CN) -> None:
     _add_backbone_keys(cfg)
     _add_solver_keys(cfg)
     _add_data_keys(cfg)
+    _add_view_keys(cfg)
+    _add_set_keys(cfg)
 
 
 def _add_section(cfg: CN, parts: list[str]) -> None:
@@ -70,7 +76,7 @@ def _add_section(cfg: CN, parts: list[str]) -> None:
 
 def _add_model_keys(cfg: CN) -> None:
     # The meta-architecture, which stands for the task: GroupDETR detects 2D boxes,
-    # GroupMask2Former segments instances.
+    # GroupMask2Former segments instances, GroupPETR detects boxes in space.
     cfg.MODEL.META_ARCHITECTURE = "GroupDETR"
     # The device of the model: cpu, cuda, cuda:1, ...
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -146,6 +152,8 @@ def _add_loss_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.L1_WEIGHT = 5.0
     # The weight of the generalized IoU loss of boxes.
     cfg.MODEL.DETR.GIOU_WEIGHT = 2.0
+    # The weight of the velocity in the L1 loss of boxes in space, where other numbers have 1.
+    cfg.MODEL.DETR.VELOCITY_WEIGHT = 0.2
     # The weight of the cross-entropy loss of masks.
     cfg.MODEL.DETR.MASK_WEIGHT = 5.0
     # The weight of the dice loss of masks.
@@ -188,6 +196,17 @@ def _add_variant_keys(cfg: CN) -> None:
     # (dab_deformable_detr): the best positions of the encoder's output.
     cfg.MODEL.DETR.TWO_STAGE = ""
 
+    # The space of boxes of petr: x, y, z of its lowest and highest corner in metres, about the
+    # lidar. Objects beyond it, seen from above, are left out of training.
+    cfg.MODEL.DETR.SPACE.BOX_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
+    # The space of petr's position embedding, and of its detections, in metres.
+    cfg.MODEL.DETR.SPACE.POSITION_RANGE = [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]
+    # The points along the ray of a cell that petr's position embedding is made of.
+    cfg.MODEL.DETR.SPACE.NUM_DEPTHS = 64
+    # The depth of the first of them, in metres; the last one is near the highest x of
+    # MODEL.DETR.SPACE.POSITION_RANGE.
+    cfg.MODEL.DETR.SPACE.FIRST_DEPTH = 1.0
+
     # Whether sam_detr adds SMCA's Gaussians to the attention logits.
     cfg.MODEL.DETR.SAM.SMCA = False
 
@@ -209,6 +228,17 @@ def _add_backbone_keys(cfg: CN) -> None:
     # The probability that the last block of build_swin_backbone is left out in training; it grows
     # from 0 with depth.
     cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
+
+    # The channels of the first convolutions of build_vovnet_backbone; VoVNetV2-99 has these.
+    cfg.MODEL.VOVNET.STEM_CHANNELS = 64
+    # The channels of the 3 x 3 convolutions in each stage of build_vovnet_backbone.
+    cfg.MODEL.VOVNET.CONV_CHANNELS = [128, 160, 192, 224]
+    # The channels of each stage's output of build_vovnet_backbone.
+    cfg.MODEL.VOVNET.OUT_CHANNELS = [256, 512, 768, 1024]
+    # The blocks of each stage of build_vovnet_backbone.
+    cfg.MODEL.VOVNET.BLOCKS = [1, 3, 9, 3]
+    # The 3 x 3 convolutions of a block of build_vovnet_backbone.
+    cfg.MODEL.VOVNET.NUM_LAYERS = 5
 
     # The channels of the stem, res2, res3, ... of build_small_resnet_backbone.
     cfg.MODEL.SMALL_RESNET.CHANNELS = [32, 32, 64, 128, 256]
@@ -266,6 +296,8 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.MIN_SCALE = 0.1
     # The largest size of large-scale jitter, relative to the image that fits into the square.
     cfg.INPUT.MAX_SCALE = 2.0
+    # The probability that squares of a grid are cut out of the images of a training batch.
+    cfg.INPUT.GRID_MASK = 0.0
     # The order of an image's channels.
     cfg.INPUT.FORMAT = "RGB"
     # The shorter sides, one of which is chosen at random, of images that are then cropped: with
@@ -280,6 +312,26 @@ def _add_data_keys(cfg: CN) -> None:
     # The different images that DATALOADER.ON_ERROR "skip" may leave out in a process.
     cfg.DATALOADER.MAX_SKIPPED = 100
 
+
+def _add_view_keys(cfg: CN) -> None:
+    # The height and width of the images of a model of several cameras.
+    cfg.INPUT.VIEWS.SIZE = [320, 800]
+    # The smallest and the largest factor by which those images are resized in training, one for all
+    # cameras, ahead of their crop to INPUT.VIEWS.SIZE.
+    cfg.INPUT.VIEWS.SCALES = [0.47, 0.625]
+    # The largest angle by which space is turned in training, in radians.
+    cfg.INPUT.VIEWS.ROTATION = 0.3925
+    # The smallest and the largest factor by which lengths in space are scaled in training.
+    cfg.INPUT.VIEWS.SPACE_SCALES = [0.95, 1.05]
+    # The range of earlier camera frames, one of which a model sees besides the keyframe; 0 is the
+    # one just before it. An empty list is the keyframe alone.
+    cfg.INPUT.VIEWS.EARLIER = []
+    # The seconds between two images of a camera, which tell the time to an earlier frame where a
+    # scene begins and there is none.
+    cfg.INPUT.VIEWS.FRAME_SECONDS = 0.083
+
+
+def _add_set_keys(cfg: CN) -> None:
     # The annotations of your own training set in COCO's format (--train-json).
     cfg.DATASETS.CUSTOM.TRAIN_JSON = ""
     # The image folder of your own training set (--train-images).
@@ -291,6 +343,23 @@ def _add_data_keys(cfg: CN) -> None:
     # What to do with boxes that have no area or lie outside their image: "error" names them, "drop"
     # leaves them out.
     cfg.DATASETS.CUSTOM.BAD_BOXES = "error"
+
+    # The training scenes of the generated copy of nuScenes (groupdetr_d2/data/nuscenes/cubes.py).
+    cfg.DATASETS.CUBES.TRAIN_SCENES = 80
+    # The validation scenes of the generated copy of nuScenes.
+    cfg.DATASETS.CUBES.VAL_SCENES = 20
+    # The keyframes of a generated scene, half a second apart.
+    cfg.DATASETS.CUBES.KEYFRAMES = 6
+    # The camera frames between two keyframes of a generated scene; petrv2 wants nuScenes' 5.
+    cfg.DATASETS.CUBES.SWEEPS = 0
+    # The width of a generated photograph, in pixels.
+    cfg.DATASETS.CUBES.WIDTH = 176
+    # The height of a generated photograph, in pixels.
+    cfg.DATASETS.CUBES.HEIGHT = 96
+    # The objects of a generated scene.
+    cfg.DATASETS.CUBES.OBJECTS = 16
+    # The largest distance of an object of a generated scene from the vehicle, in metres.
+    cfg.DATASETS.CUBES.FAR = 25.0
 
     # The training images of the generated set (groupdetr_d2/data/shapes.py).
     cfg.DATASETS.SHAPES.NUM_TRAIN = 4000

@@ -223,18 +223,3 @@ def check_json_file(name: str, json_file: str) -> None:
             f"{os.getenv('DETECTRON2_DATASETS', 'datasets')}) to the folder that holds coco/, or "
             "name your own data with --train-json and so on"
         )
-
-
-def check_classes(cfg, names: Sequence[str]) -> None:
-    """Checks that MODEL.DETR.NUM_CLASSES is the number of classes of every data set.
-
-    Raises:
-        DatasetError: naming the set and both numbers.
-    """
-    for name in names:
-        number = len(columns_of_set(name).class_names)
-        if number != cfg.MODEL.DETR.NUM_CLASSES:
-            raise DatasetError(
-                f"MODEL.DETR.NUM_CLASSES is {cfg.MODEL.DETR.NUM_CLASSES}, but data set {name} has "
-                f"{number} classes: set MODEL.DETR.NUM_CLASSES {number}"
-            )

@@ -32,6 +32,19 @@ def check_registered(names: Sequence[str]) -> None:
             )
 
 
+def check_number_of_classes(number: int, name: str, classes: Sequence[str]) -> None:
+    """Checks that MODEL.DETR.NUM_CLASSES is the number of a data set's classes.
+
+    Raises:
+        DatasetError: naming the set and both numbers.
+    """
+    if len(classes) != number:
+        raise DatasetError(
+            f"MODEL.DETR.NUM_CLASSES is {number}, but data set {name} has {len(classes)} classes: "
+            f"set MODEL.DETR.NUM_CLASSES {len(classes)}"
+        )
+
+
 def check_fields(name: str, dataset_dicts: Sequence[dict]) -> None:
     """Checks the fields of dicts, which a function of the user's own may have made."""
     if not dataset_dicts:

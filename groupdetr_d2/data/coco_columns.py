@@ -14,6 +14,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from .coco_rules import LARGEST, Finding, Id, Table, order_of, plain, repeated_values, shown
+from .image_set import ImageSet
 from .segmentations import PROBLEMS, Segmentations, segmentations_of
 
 SMALL, MEDIUM = 32**2, 96**2  # COCO's limits of area, in pixels
@@ -194,7 +195,7 @@ class CocoImages(Sequence):
 class JoinedImages(Sequence):
     """The images of several data sets, one after another."""
 
-    def __init__(self, parts: Sequence[CocoImages]):
+    def __init__(self, parts: Sequence[ImageSet]):
         self.parts = parts
         self.ends = np.cumsum([len(part) for part in parts])
 

@@ -90,6 +90,12 @@ def channels_first(image: np.ndarray) -> torch.Tensor:
     return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
+def picture_of_input(item: dict, image_format: str) -> np.ndarray:
+    """Makes an image (H, W, 3) BGR of the "image" (3, H, W) of a model's input."""
+    image = item["image"].permute(1, 2, 0).cpu().numpy().astype(np.uint8)
+    return np.ascontiguousarray(image if image_format == "BGR" else image[..., ::-1])
+
+
 def check_is_regular(path: str | Path) -> None:
     """Checks that a path is a file: opening a pipe would wait for a writer.
 

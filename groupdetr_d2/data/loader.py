@@ -24,9 +24,9 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .catalog import images_of
 from .coco_columns import JoinedImages
 from .image_file import ImageReadError, channels_first, read_array
+from .image_set import ImageSet
 from .workers import leave_signals_to_parent
 
 
@@ -269,10 +269,10 @@ def start_from(loader: object, *, start_iter: int, seed: int) -> bool:
     return True
 
 
-def build_test_loader(cfg, dataset_name: str, mapper: Callable, *, with_masks: bool = False):
+def build_test_loader(cfg, images: ImageSet, mapper: Callable):
     """Builds batches of one image, as the official codes evaluate."""
     return build_detection_test_loader(
-        images_of(dataset_name, is_evaluated=True, with_masks=with_masks),
+        images,
         mapper=mapper,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 from detectron2.engine import HookBase
 
-from ..evaluation.drawing import draw_tile, sheet
+from ..evaluation.drawing import sheet
 from ..tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -56,13 +55,11 @@ class FirstBatchesHook(HookBase):
         try:
             tiles = [self._tile(item) for item in items[:FIRST_IMAGES]]
             if tiles:
-                cv2.imwrite(str(self.path), sheet(tiles, columns=4))
+                cv2.imwrite(str(self.path), sheet(tiles, columns=self.task.presentation.columns))
         except Exception as error:  # a mapper of the user's own may give anything
             logger.warning("%s cannot be drawn (%r); the training goes on", self.path, error)
 
     def _tile(self, item: dict) -> np.ndarray:
-        image = item["image"].permute(1, 2, 0).cpu().numpy().astype(np.uint8)
-        image = image if self.image_format == "BGR" else image[..., ::-1]
-        draw = partial(self.task.draw, instances=item["instances"], names=self.names)
+        picture = self.task.picture_of(item, self.image_format)
         title = Path(item.get("file_name", "")).name[-40:]
-        return draw_tile(title, np.ascontiguousarray(image), draw)
+        return self.task.presentation.tile(title, picture, item["instances"], self.names)

@@ -12,7 +12,6 @@ from detectron2.engine import HookBase
 from tabulate import tabulate
 
 from ..config.files import train_command
-from ..data.catalog import images_of
 from ..evaluation.drawing import draw_curves
 from ..evaluation.evaluation_report import Evaluation
 from ..evaluation.report_page import evaluation_sections, write_page
@@ -77,7 +76,7 @@ def next_commands(cfg: CfgNode, has_ended: bool = True) -> str:
     weights = shlex.quote(str(found))
     sample = "IMAGE.jpg"
     if cfg.DATASETS.TEST:
-        sample = shlex.quote(images_of(cfg.DATASETS.TEST[0], is_evaluated=True)[0]["file_name"])
+        sample = shlex.quote(task_of(cfg).data.sample_of(cfg.DATASETS.TEST[0]))
     lines = {
         "evaluate": f"{train} --eval-only MODEL.WEIGHTS {weights}",
         "continue": f"{train} --resume SOLVER.MAX_ITER {2 * cfg.SOLVER.MAX_ITER}",
@@ -109,7 +108,7 @@ def write_report(cfg: CfgNode, found: Evaluation | None, results: dict, commands
     folder, task = Path(cfg.OUTPUT_DIR), task_of(cfg)
     sections: dict[str, str] = {}
     if found and results:
-        sections = evaluation_sections(found, task.metrics_of(results), folder, task.draw)
+        sections = evaluation_sections(found, task.metrics_of(results), folder, task.presentation)
     title = f"{cfg.MODEL.DETR.VARIANT}, K = {cfg.MODEL.DETR.NUM_GROUPS}: {folder.name}"
     write_page(folder, title, sections, commands=commands, config=cfg.dump())
 

@@ -10,9 +10,9 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import ConfigError, build_config, check_choices, check_ranges
 from ..config.files import find_config
-from ..data.catalog import check_classes, images_of
 from ..data.checks import check_registered
 from ..data.custom import register_custom_datasets
+from ..data.nuscenes.cubes import register_cubes_of
 from ..data.shapes import register_shapes
 from ..distributed import first_process_first
 from ..modeling.meta_arch import task_of
@@ -105,9 +105,10 @@ def check_test_sets(cfg: CfgNode) -> None:
         DatasetError: a data set is not registered, or something is wrong with it.
     """
     check_registered(cfg.DATASETS.TEST)
-    check_classes(cfg, cfg.DATASETS.TEST)
+    data = task_of(cfg).data
+    data.check_classes(cfg, cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
-        images_of(name, is_evaluated=True, with_masks=task_of(cfg).with_masks)
+        data.images_of(name, is_evaluated=True)
 
 
 def settle_config(cfg: CfgNode) -> None:
@@ -122,6 +123,7 @@ def settle_config(cfg: CfgNode) -> None:
     with first_process_first():  # it parses large files, which the others then map
         register_custom_datasets(cfg)
     register_shapes(cfg)
+    register_cubes_of(cfg)
     _check_batch(cfg)
     _check_augmentation(cfg)
 

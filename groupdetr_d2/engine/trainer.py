@@ -219,8 +219,8 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Builds the loader of a test set, with the task's mapper."""
         mapper = task_of(cfg).build_mapper(cfg, is_train=False)
-        with_masks = task_of(cfg).with_masks
-        return build_test_loader(cfg, dataset_name, mapper, with_masks=with_masks)
+        images = task_of(cfg).data.images_of(dataset_name, is_evaluated=True)
+        return build_test_loader(cfg, images, mapper)
 
     @classmethod
     def build_evaluator(

@@ -7,7 +7,6 @@ from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from torch.utils.data import DataLoader
 
-from ..data.catalog import check_classes, columns_of_set, images_of
 from ..data.checks import DatasetError, check_registered
 from ..data.coco_columns import JoinedImages
 from ..data.loader import TrainingSet, build_train_loader
@@ -44,9 +43,9 @@ def load_training_set(cfg: CfgNode) -> JoinedImages:
         raise DatasetError("DATASETS.TRAIN is empty: name a data set, or give --train-json FILE")
     check_registered(cfg.DATASETS.TRAIN)
     with first_process_first():  # it parses large files, which the others then map
-        check_classes(cfg, cfg.DATASETS.TRAIN)
-        with_masks = task_of(cfg).with_masks
-        parts = [images_of(name, with_masks=with_masks) for name in cfg.DATASETS.TRAIN]
+        data = task_of(cfg).data
+        data.check_classes(cfg, cfg.DATASETS.TRAIN)
+        parts = [data.images_of(name) for name in cfg.DATASETS.TRAIN]
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         parts = [part.with_objects() for part in parts]
     images = JoinedImages(parts)
@@ -73,8 +72,8 @@ def fingerprints_of(cfg: CfgNode, loader: Iterable) -> dict[str, str]:
     """A fingerprint of each training set, by its name; none if the loader is another's."""
     if number_of_images(loader) is None:
         return {}
-    with_masks, names = task_of(cfg).with_masks, cfg.DATASETS.TRAIN
-    return {name: columns_of_set(name, with_masks=with_masks).fingerprint for name in names}
+    data = task_of(cfg).data
+    return {name: data.fingerprint(name) for name in cfg.DATASETS.TRAIN}
 
 
 def number_of_images(loader: Iterable) -> int | None:

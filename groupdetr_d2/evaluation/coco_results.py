@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 
 from ..data.catalog import images_of
+from ..data.image_file import read_bgr
 from ..data.segmentations import compressed
 from .detection_curves import ImageResult, box_overlaps
 
@@ -93,6 +95,7 @@ def _image_result(
         overlaps=overlaps,
         truth=truth,
         found=found,
+        picture=partial(read_bgr, d["file_name"]),
     )
 
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from detectron2.structures import Instances
@@ -24,6 +25,7 @@ class ImageResult:
     overlaps: np.ndarray  # (M, T) IoU as the task has it
     truth: Callable[[], Instances] | None = None  # makes T objects, to be drawn
     found: Callable[[], Instances] | None = None  # makes M detections, to be drawn
+    picture: Callable[[], Any] | None = None  # makes what they are drawn on
 
 
 @dataclass

@@ -68,9 +68,13 @@ def draw_tile(
     height, width = (max(1, round(n * scale)) for n in image.shape[:2])
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     below, right = TILE_SIDE - image.shape[0], TILE_SIDE - image.shape[1]
-    drawn = draw(image)
-    drawn = cv2.copyMakeBorder(drawn, TITLE_HEIGHT, below, 0, right, cv2.BORDER_CONSTANT)
-    return put_text(drawn, title, (4, TITLE_HEIGHT - 6), 0.45, (255, 255, 255))
+    return put_title(draw(image), title, below=below, right=right)
+
+
+def put_title(image: np.ndarray, title: str, *, below: int = 0, right: int = 0) -> np.ndarray:
+    """Adds a line of text above an image, and black pixels below it and on its right."""
+    image = cv2.copyMakeBorder(image, TITLE_HEIGHT, below, 0, right, cv2.BORDER_CONSTANT)
+    return put_text(image, title, (4, TITLE_HEIGHT - 6), 0.45, (255, 255, 255))
 
 
 def sheet(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
@@ -90,7 +94,8 @@ def draw_curves(folder: Path, out: Path, metric: str) -> None:
 
     records = read_metrics(folder)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    for axis, key, title in ((left, "total_loss", "training loss"), (right, metric, "AP")):
+    name = metric.partition("/")[2]
+    for axis, key, title in ((left, "total_loss", "training loss"), (right, metric, name)):
         points = [(r["iteration"], r[key]) for r in records if key in r]
         if points:
             axis.plot(*zip(*points, strict=True), marker="." if axis is right else None)

@@ -1,14 +1,14 @@
 """Tables and pictures of an evaluation, from its detections and the ground truth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ..data.image_file import ImageReadError, read_bgr
+from ..data.image_file import ImageReadError
 from ..tables import write_csv
 from .detection_curves import (
     Curves,
@@ -19,17 +19,17 @@ from .detection_curves import (
     mistakes_of,
     pairs_of,
 )
-from .drawing import draw_tile, sheet
+from .drawing import sheet
 from .lettering import drawable, use_fonts_in_figures
+from .presentation import Presentation
 from .report_figures import draw_confusion, draw_f1, draw_precision_recall
 
 SHOWN_IMAGES = 8
-Draw = Callable[..., np.ndarray]
 
 
 @dataclass
 class Evaluation:
-    """The detections on a data set, and how good they are at IoU 0.5."""
+    """The detections on a data set, and how good they are at one overlap, such as IoU 0.5."""
 
     images: list[ImageResult]
     names: list[str]
@@ -49,33 +49,37 @@ class Evaluation:
         return cls(images, list(names), by_class, together, best_threshold(together))
 
 
-def write_evaluation(evaluation: Evaluation, metrics: dict, folder: Path, draw: Draw) -> list[dict]:
+def write_evaluation(
+    evaluation: Evaluation, metrics: dict, folder: Path, shown: Presentation
+) -> list[dict]:
     """Writes `per_class.csv` and four pictures; returns the table.
 
     Args:
         metrics: the metrics of the evaluator, with "AP-<class>".
-        draw: draws instances on an image, see :class:`groupdetr_d2.tasks.task.Task`.
+        shown: the presentation of the task.
     """
-    rows = per_class_rows(evaluation, metrics)
+    rows = per_class_rows(evaluation, metrics, shown)
     use_fonts_in_figures(tuple(evaluation.names))
     write_csv(folder / "per_class.csv", rows)
     by_class, names = evaluation.by_class, [drawable(name) for name in evaluation.names]
     matrix = confusion_matrix(evaluation.pairs, len(names))
     figures = {
-        "pr_curve": draw_precision_recall(by_class, names),
-        "f1_curve": draw_f1(by_class, evaluation.together, names, evaluation.threshold),
-        "confusion_matrix": draw_confusion(matrix, names),
+        "pr_curve": draw_precision_recall(by_class, names, shown.overlap),
+        "f1_curve": draw_f1(
+            by_class, evaluation.together, names, evaluation.threshold, shown.overlap
+        ),
+        "confusion_matrix": draw_confusion(matrix, names, shown.overlap),
     }
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
-    picture = draw_worst(evaluation, draw)
+    picture = draw_worst(evaluation, shown)
     if picture is not None:
         cv2.imwrite(str(folder / "predictions.png"), picture)
     return rows
 
 
-def per_class_rows(evaluation: Evaluation, metrics: dict) -> list[dict]:
-    """Lists every class with its objects, AP, AP50, and its numbers at the best threshold."""
+def per_class_rows(evaluation: Evaluation, metrics: dict, shown: Presentation) -> list[dict]:
+    """Lists every class with its objects, both APs, and its numbers at the best threshold."""
     rows = []
     pairs = [*zip(evaluation.names, evaluation.by_class, strict=True)]
     for name, curves in [*pairs, ("all", evaluation.together)]:
@@ -83,14 +87,14 @@ def per_class_rows(evaluation: Evaluation, metrics: dict) -> list[dict]:
         is_all = curves is evaluation.together
         values = [c.average_precision for c in evaluation.by_class if c.num_objects]
         # the evaluator gives a single class no number of its own
-        key = "AP" if is_all or len(evaluation.names) == 1 else f"AP-{name}"
+        key = shown.average if is_all or len(evaluation.names) == 1 else f"AP-{name}"
         ap50 = 100 * (np.mean(values) if values else np.nan) if is_all else None
         rows.append(
             {
                 "class": name,
                 "objects": curves.num_objects,
                 "AP": float(metrics.get(key, np.nan)),
-                "AP50": float(100 * curves.average_precision if ap50 is None else ap50),
+                shown.at_threshold: float(100 * curves.average_precision if ap50 is None else ap50),
                 "precision": precision,
                 "recall": recall,
                 "F1": f1,
@@ -99,29 +103,26 @@ def per_class_rows(evaluation: Evaluation, metrics: dict) -> list[dict]:
     return rows
 
 
-def draw_worst(evaluation: Evaluation, draw: Draw) -> np.ndarray | None:
+def draw_worst(evaluation: Evaluation, shown: Presentation) -> np.ndarray | None:
     """Draws truth beside predictions, the images with the most mistakes first."""
     tiles: list[np.ndarray] = []
     mistakes = [mistakes_of(pairs) for pairs in evaluation.pairs]
     for i in np.argsort(-np.array(mistakes), kind="stable")[:SHOWN_IMAGES]:
-        tiles += _pair(evaluation, evaluation.images[i], mistakes[i], draw)
-    return sheet(tiles, columns=4) if tiles else None
+        tiles += _pair(evaluation, evaluation.images[i], mistakes[i], shown)
+    return sheet(tiles, columns=shown.columns) if tiles else None
 
 
 def _pair(
-    evaluation: Evaluation, image: ImageResult, mistakes: int, draw: Draw
+    evaluation: Evaluation, image: ImageResult, mistakes: int, shown: Presentation
 ) -> list[np.ndarray]:
+    assert image.truth and image.found and image.picture
     try:
-        picture = read_bgr(image.name)
+        picture = image.picture()
     except ImageReadError:
         return []
-    assert image.truth is not None and image.found is not None
     found = image.found()[image.scores >= evaluation.threshold]
-    draw_truth, draw_found = (
-        partial(draw, instances=x, names=evaluation.names) for x in (image.truth(), found)
-    )
     file = Path(image.name).name[-28:]
     return [
-        draw_tile(f"truth {file}", picture, draw_truth),
-        draw_tile(f"found, {mistakes} mistakes", picture, draw_found),
+        shown.tile(f"truth {file}", picture, image.truth(), evaluation.names),
+        shown.tile(f"found, {mistakes} mistakes", picture, found, evaluation.names),
     ]

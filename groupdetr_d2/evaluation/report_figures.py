@@ -10,9 +10,13 @@ from .detection_curves import Curves
 NAMED = 12  # classes with a line of their own; of more, only the mean is in colour
 
 
-def draw_precision_recall(by_class: Sequence[Curves], names: Sequence[str]) -> Figure:
-    """Draws precision over recall at IoU 0.5, one line per class, with its AP."""
-    figure, axes = _axes("Precision and recall (IoU 0.5)", "recall", "precision")
+def draw_precision_recall(by_class: Sequence[Curves], names: Sequence[str], overlap: str) -> Figure:
+    """Draws precision over recall, one line per class, with its AP.
+
+    Args:
+        overlap: what a detection of an object is, for the title.
+    """
+    figure, axes = _axes(f"Precision and recall ({overlap})", "recall", "precision")
     for curves, name in zip(by_class, names, strict=True):
         label = f"{name} {100 * curves.average_precision:.1f}"
         _line(axes, curves.recall, curves.precision, label, len(names))
@@ -20,10 +24,14 @@ def draw_precision_recall(by_class: Sequence[Curves], names: Sequence[str]) -> F
 
 
 def draw_f1(
-    by_class: Sequence[Curves], together: Curves, names: Sequence[str], threshold: float
+    by_class: Sequence[Curves],
+    together: Curves,
+    names: Sequence[str],
+    threshold: float,
+    overlap: str,
 ) -> Figure:
     """Draws F1 over the threshold, one line per class, and in bold all classes together."""
-    figure, axes = _axes("F1 over the score threshold (IoU 0.5)", "threshold", "F1")
+    figure, axes = _axes(f"F1 over the score threshold ({overlap})", "threshold", "F1")
     for curves, name in zip(by_class, names, strict=True):
         _line(axes, curves.scores, curves.f1, name, len(names))
     best = together.at(threshold)[2]
@@ -33,7 +41,7 @@ def draw_f1(
     return _finished(figure, axes, len(names))
 
 
-def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
+def draw_confusion(matrix: np.ndarray, names: Sequence[str], overlap: str) -> Figure:
     """Draws the share of each true class that was found as each class.
 
     The last row counts detections of nothing.
@@ -51,7 +59,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
             if number:
                 ink = "white" if shares[i, j] > 0.5 else "black"
                 axes.text(j, i, str(number), ha="center", va="center", color=ink, fontsize=7)
-    axes.set(title="Confusion (IoU 0.5)", xlabel="found as", ylabel="truth")
+    axes.set(title=f"Confusion ({overlap})", xlabel="found as", ylabel="truth")
     figure.colorbar(picture, label="share of the row")
     figure.tight_layout()
     return figure

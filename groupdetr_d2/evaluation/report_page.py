@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from . import html_report
-from .evaluation_report import Draw, Evaluation, write_evaluation
+from .evaluation_report import Evaluation, write_evaluation
+from .presentation import Presentation
 
 PICTURES = {
     "curves.png": "Training",
@@ -35,12 +36,12 @@ def write_page(
 
 
 def evaluation_sections(
-    evaluation: Evaluation, metrics: dict[str, float], folder: Path, draw: Draw
+    evaluation: Evaluation, metrics: dict[str, float], folder: Path, shown: Presentation
 ) -> dict[str, str]:
     """Writes the tables and pictures of an evaluation; returns the sections that show them."""
-    rows = write_evaluation(evaluation, metrics, folder, draw)
+    rows = write_evaluation(evaluation, metrics, folder, shown)
     precision, recall, f1 = evaluation.together.at(evaluation.threshold)
-    numbers = {f" {name}": f"{metrics[name]:.1f}" for name in ("AP", "AP50", "AP75")}
+    numbers = {f" {name}": f"{metrics[name]:.1f}" for name in shown.summary}
     best = (
         f"<p>Best score threshold {evaluation.threshold:.3f} (F1 {f1:.3f}, precision "
         f"{precision:.3f}, recall {recall:.3f}); `predict` uses it by default.</p>"

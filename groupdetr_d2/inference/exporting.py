@@ -16,7 +16,7 @@ from ..config import build_config
 from ..data.image_file import channels_first, read_bgr
 from ..data.resize import ResizeShortestSide
 from ..modeling.meta_arch import SetPredictor
-from .onnx_export import compare_with_onnx, export_onnx
+from .onnx_export import compare_with_onnx, export_onnx, outputs_of
 from .prediction import list_images
 
 INSIDE = """\
@@ -30,6 +30,7 @@ outside  resizing (shorter side {size}), a threshold for scores; there is no NMS
 def export(args: argparse.Namespace) -> None:
     """Exports a model, says what is inside, and compares with onnxruntime."""
     cfg, model = load_model(args)
+    outputs = outputs_of(model)
     size = tuple(args.image_size)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     export_onnx(model, args.out, size, dynamic=not args.static, opset=args.opset)
@@ -37,7 +38,7 @@ def export(args: argparse.Namespace) -> None:
         f"{args.out}: opset {args.opset}, {Path(args.out).stat().st_size / 2**20:.0f} MiB\n"
         + INSIDE.format(
             order=cfg.INPUT.FORMAT,
-            outputs=model.task.exported.description.format(k=model.detections_per_image),
+            outputs=outputs.description.format(k=model.detections_per_image),
             k=model.detections_per_image,
             size=cfg.INPUT.MIN_SIZE_TEST,
         )

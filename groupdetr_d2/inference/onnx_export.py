@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..modeling.meta_arch import SetPredictor, check_square
+from ..tasks.task import ExportedOutputs
 
 MIN_SAME = 0.9  # share of detections that PyTorch and onnxruntime have in common
 
@@ -17,12 +18,30 @@ class ExportError(UserError):
     """A model cannot be exported, or gives other results afterwards."""
 
 
+def outputs_of(model: SetPredictor) -> ExportedOutputs:
+    """Returns the outputs that the exported file of a model has.
+
+    Raises:
+        ExportError: models of the task are not exported.
+    """
+    if model.task.exported is None:
+        raise ExportError(
+            f"{type(model).__name__} sees several cameras and their matrices, and has no export: "
+            "use predict, or Predictor(weights) in Python"
+        )
+    return model.task.exported
+
+
 class Detector(nn.Module):
-    """The exported module: normalisation, the model, and the best (query, class) pairs."""
+    """The exported module: normalisation, the model, and the best (query, class) pairs.
+
+    Raises:
+        ExportError: models of the task are not exported.
+    """
 
     def __init__(self, model: SetPredictor):
         super().__init__()
-        self.model = model
+        self.model, self.outputs = model, outputs_of(model)
         self.groups = model.groups.primary()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -40,8 +59,7 @@ class Detector(nn.Module):
         padded, mask = pad_for(model.padding, normalised)
         features = model.backbone(padded)
         predictions = model.head.decode(model.head.encode(features, mask), self.groups)
-        outputs = model.task.exported
-        return outputs.select(predictions, (height, width), model.detections_per_image)
+        return self.outputs.select(predictions, (height, width), model.detections_per_image)
 
 
 def pad_for(padding: tuple[int, int], images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -78,8 +96,10 @@ def export_onnx(
             images of any size.
 
     Raises:
-        ExportError: the exporter's packages are missing, or it gave up.
+        ExportError: models of the task are not exported, the exporter's packages are missing, or
+            it gave up.
     """
+    outputs = outputs_of(model)
     try:
         import onnxruntime  # noqa: F401  checks that it is installed
         import onnxscript  # noqa: F401  the exporter imports it
@@ -98,7 +118,7 @@ def export_onnx(
                 (images,),
                 str(path),
                 input_names=["images"],
-                output_names=list(model.task.exported.names),
+                output_names=list(outputs.names),
                 dynamic_shapes=(shapes,),
                 opset_version=opset,
                 dynamo=True,
@@ -129,11 +149,12 @@ def compare_with_onnx(model: SetPredictor, path: str | Path, images: np.ndarray)
     with torch.no_grad():
         expected = [x.numpy() for x in Detector(model).eval()(torch.from_numpy(images))]
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = session.run(list(model.task.exported.names), {"images": images})
+    outputs = outputs_of(model)
+    found = session.run(list(outputs.names), {"images": images})
     if found[0].shape != expected[0].shape:
         numbers = found[0].shape[1], expected[0].shape[1]
         raise ExportError(f"{path} gives {numbers[0]} detections, the model {numbers[1]}")
-    are_equal = model.task.exported.are_equal(expected, found)  # (B, k, k)
+    are_equal = outputs.are_equal(expected, found)  # (B, k, k)
     same = float(are_equal.any(-1).mean())
     if not same >= MIN_SAME:
         raise ExportError(

@@ -22,8 +22,17 @@ PRIMARY = "primary"
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Serves until Ctrl-C or SIGTERM; nothing that was uploaded stays."""
+    """Serves until Ctrl-C or SIGTERM; nothing that was uploaded stays.
+
+    Raises:
+        UserError: gradio is not installed, or the model does not see single images.
+    """
     predictor = Predictor(args.weights)
+    if predictor.task.sees != "images":
+        raise UserError(
+            f"serve takes single images, and {predictor.cfg.MODEL.META_ARCHITECTURE} sees several "
+            f"cameras at once: use predict --weights {args.weights} with a scene or a sample token"
+        )
     signal.signal(signal.SIGTERM, _interrupt)
     with private_folder():
         page = build_page(predictor, args.max_megapixels)

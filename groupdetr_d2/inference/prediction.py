@@ -1,31 +1,25 @@
 """The work of `predict`: images, folders and videos in; pictures, JSON and CSV out."""
 
 import argparse
-import csv
-import errno
 import glob
-import io
 import json
-import math
 import os
-import signal
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
 
-from ..config.choices import check_device
 from ..data.coco_file import read_json
 from ..data.coco_rules import read_table
 from ..data.image_file import SUFFIXES, find_image_files, passed_over
 from ..data.video import VIDEO_SUFFIXES, VideoWriter, read_frames
 from ..errors import UserError
 from ..tasks.task import Task
+from .frame_prediction import predict_frames
 from .predictor import Predictor, write_whole
+from .work import EndOfWork, check_arguments, say, say_objects, write_results
 
 
 @dataclass(frozen=True)
@@ -38,119 +32,57 @@ class CocoIds:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Detects on all files that the arguments name.
+    """Detects on all images or keyframes that the arguments name.
 
     Pictures are written as it goes, tables when it ends, however that is.
 
     Returns:
         1 if some files could not be read or written, 128 + the signal if one ended the work.
     """
-    files = list_files(args.images)
     check_arguments(args)
     opts = [*(("MODEL.DEVICE", args.device) if args.device else ()), *args.opts]
-    out = Path(args.out)
-    paths = {} if args.no_pictures else output_paths(files, out)
     ids = read_coco_ids(args.coco_json) if args.coco_json else None
     predictor = Predictor(args.weights, threshold=args.threshold, opts=opts)
-    if args.polygons and predictor.task.as_polygons is None:
-        raise UserError(f"--polygons: the model of {args.weights} has no masks")
+    if predictor.task.sees == "keyframes":
+        return predict_frames(args, predictor)
+    check_image_arguments(args, predictor)
+    files, out = list_files(args.images), Path(args.out)
+    paths = {} if args.no_pictures else output_paths(files, out)
     results: list[dict] = []
     with EndOfWork() as end:
-        done = 0
         for file in tqdm(files, unit="file", disable=not sys.stderr.isatty()):
-            end.failed += 1
-            try:
+            with end.part(file):
                 results += detect(predictor, file, None if args.no_pictures else paths[file])
-            except UserError as error:
-                say(f"error: {error}", sys.stderr)
-                continue
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise
-                say(f"error: the picture of {file} cannot be written ({error})", sys.stderr)
-                continue
-            end.failed, done = end.failed - 1, done + 1
-    try:
+    written = "detections.json, detections.csv" + (", coco_results.json" if ids else "")
+    with end.tables(out):
         if ids is not None:
             write_coco_results(results, ids, out / "coco_results.json", predictor.task)
         if args.polygons:
             results = with_polygons(results, predictor.task)
         write_results(results, out, predictor.threshold, predictor.task)
-    except OSError as error:
-        raise UserError(f"the results cannot be written to {out} ({error})") from error
-    written = "detections.json, detections.csv" + (", coco_results.json" if ids else "")
-    say(
-        f"{done} of {len(files)} files, {sum(len(r['objects']) for r in results)} "
-        f"objects with a score of at least {predictor.threshold:.2f}: {out} holds {written}"
-        f"{'' if args.no_pictures else ' and the pictures'}"
-    )
-    if end.error is not None:
-        raise end.error
+        say(
+            f"{end.done} of {len(files)} files, {sum(len(r['objects']) for r in results)} "
+            f"objects with a score of at least {predictor.threshold:.2f}: {out} holds {written}"
+            f"{'' if args.no_pictures else ' and the pictures'}"
+        )
     return end.exit_code
 
 
-class EndOfWork:
-    """A context in which Ctrl-C, SIGTERM and a full disk end the work, and what is done is kept.
-
-    Attributes:
-        failed: files that could not be read or written.
-    """
-
-    def __init__(self) -> None:
-        self.failed, self.signal = 0, 0
-        self.error: Exception | None = None
-
-    def __enter__(self) -> "EndOfWork":
-        self._previous = signal.signal(signal.SIGTERM, self._stop)
-        return self
-
-    def _stop(self, number: int, frame: object) -> None:
-        self.signal = number
-        raise KeyboardInterrupt
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
-        signal.signal(signal.SIGTERM, self._previous)
-        if isinstance(error, KeyboardInterrupt):
-            self.signal = self.signal or signal.SIGINT
-            say("stopped; what is done is written", sys.stderr)
-        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            say("error: the disk is full; what is done is written as far as it fits", sys.stderr)
-        elif isinstance(error, Exception):
-            self.error = error  # raised when what is done is written
-        else:
-            return error is None
-        return True
-
-    @property
-    def exit_code(self) -> int:
-        """0 if everything was done."""
-        return 128 + self.signal if self.signal else int(self.failed > 0)
-
-
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Writes a line; what the terminal's encoding lacks, such as half a letter, is escaped."""
-    stream = stream or sys.stdout
-    encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Checks threshold and output folder before the model is built.
+def check_image_arguments(args: argparse.Namespace, predictor: Predictor) -> None:
+    """Checks that the arguments suit a model of single images.
 
     Raises:
         UserError: naming the argument.
     """
-    if args.threshold is not None and not math.isfinite(args.threshold):
-        raise UserError(f"--threshold is {args.threshold}; it can be 0 to 1")
-    if args.device:
-        check_device("--device", args.device)
-    out = Path(args.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written to ({error.strerror})") from error
+    if args.polygons and predictor.task.as_polygons is None:
+        raise UserError(f"--polygons: the model of {args.weights} has no masks")
+    for name, value in (
+        ("--nuscenes", args.nuscenes),
+        ("--version", args.version),
+        ("--no-truth", args.no_truth),
+    ):
+        if value:
+            raise UserError(f"{name}: the model of {args.weights} sees single images, no keyframes")
 
 
 def list_files(paths: list[str]) -> list[Path]:
@@ -192,11 +124,7 @@ def detect(predictor: Predictor, file: Path, out: Path | None) -> list[dict]:
     if out:
         detections.save(out)
     objects = detections.records()
-    say(f"{file}: {len(objects)} objects")
-    for x in objects:
-        flat = predictor.task.flat_record(x)
-        place = " ".join(f"{flat[name]:.1f}" for name in predictor.task.columns[2:])
-        say(f"  {x['class']} {x['score']:.3f} [{place}]")
+    say_objects(file, objects, predictor.task)
     return [{"file": str(file), "objects": objects}]
 
 
@@ -235,20 +163,6 @@ def output_paths(files: list[Path], out: Path) -> dict[Path, Path]:
             raise UserError(f"{path} would be overwritten by its own result: choose another --out")
         used.add(paths.setdefault(file, path))
     return paths
-
-
-def write_results(results: list[dict], out: Path, threshold: float, task: Task) -> None:
-    """Writes `detections.json`, and `detections.csv` with one line per object, each whole."""
-    content = {"threshold": threshold, "results": results}
-    table = io.StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow(["file", "frame", *task.columns])
-    for result in results:
-        for x in result["objects"]:
-            row = {**task.flat_record(x), "score": f"{x['score']:.4f}"}
-            writer.writerow([result["file"], result.get("frame", ""), *row.values()])
-    write_whole(out / "detections.csv", table.getvalue().encode("utf-8", "backslashreplace"))
-    write_whole(out / "detections.json", json.dumps(content, indent=1, allow_nan=False).encode())
 
 
 def with_polygons(results: list[dict], task: Task) -> list[dict]:

@@ -65,6 +65,27 @@ def image_position_embedding(
     return torch.cat([_sines(y[..., None] / frequencies), _sines(x[..., None] / frequencies)], -1)
 
 
+def view_position_embedding(padding_mask: Tensor, num_feats: int = 128) -> Tensor:
+    """Embeds view, row and column of the cells of several views as PETR does.
+
+    An axis has its sines first and then its cosines, unlike the embeddings of DETR.
+
+    Args:
+        padding_mask: (B, V, H, W) bool, True on padding.
+
+    Returns:
+        (B, V, H, W, 3 * num_feats) float32, the parts of view, row and column.
+    """
+    valid, parts = ~padding_mask, []
+    frequencies = _frequencies(num_feats, 10000, padding_mask.device)
+    for axis in (1, 2, 3):
+        place = valid.cumsum(axis, dtype=torch.float32)
+        last = place.narrow(axis, place.shape[axis] - 1, 1)
+        angles = (place / (last + 1e-6) * 2 * math.pi)[..., None] / frequencies
+        parts += [angles[..., 0::2].sin(), angles[..., 1::2].cos()]
+    return torch.cat(parts, -1)
+
+
 class SinePositionEmbedding(nn.Module):
     """DETR's position embedding of a feature map, see :func:`image_position_embedding`."""
 

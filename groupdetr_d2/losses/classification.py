@@ -26,11 +26,15 @@ def of_matched(x: Tensor, matches: Matches) -> Tensor:
     return x[layer, matches.image, matches.query]
 
 
-def focal_cost(predictions: Predictions, targets: Targets) -> Tensor:
-    """Change of the focal loss if a query were assigned a target's class, (L, Q, T)."""
+def focal_cost(predictions: Predictions, targets: Targets, *, eps: float = EPS) -> Tensor:
+    """Change of the focal loss if a query were assigned a target's class, (L, Q, T).
+
+    Args:
+        eps: added to probabilities ahead of their logarithm; it is the official code's.
+    """
     p = predictions.logits[..., targets.labels].sigmoid()  # (L, Q, T)
-    negative = (1 - ALPHA) * p**GAMMA * -(1 - p + EPS).log()
-    positive = ALPHA * (1 - p) ** GAMMA * -(p + EPS).log()
+    negative = (1 - ALPHA) * p**GAMMA * -(1 - p + eps).log()
+    positive = ALPHA * (1 - p) ** GAMMA * -(p + eps).log()
     return positive - negative
 
 

@@ -60,8 +60,8 @@ class BoxPredictor(nn.Module):
         The memory is not read.
         """
         starts = torch.stack([self._start(x) for x in references])  # (L, B, Q, 4)
-        boxes = self._place(_apply(self.layer_box_heads, hidden_states), starts)
-        return BoxPredictions(at_least_float32(_apply(self.class_heads, hidden_states)), boxes)
+        boxes = self._place(apply_heads(self.layer_box_heads, hidden_states), starts)
+        return BoxPredictions(at_least_float32(apply_heads(self.class_heads, hidden_states)), boxes)
 
     def _start(self, reference: Tensor) -> Tensor:
         """Maps references (B, Q, 2 or 4) in [0, 1] to logits (B, Q, 4); a point has size 0.5."""
@@ -73,7 +73,7 @@ class BoxPredictor(nn.Module):
         return (at_least_float32(offsets) + starts).sigmoid()
 
 
-def _apply(heads: nn.ModuleList, hidden_states: Tensor) -> Tensor:
+def apply_heads(heads: nn.ModuleList, hidden_states: Tensor) -> Tensor:
     """Applies each head to its layer, a shared one to all layers in one call."""
     if len(heads) == 1:
         return heads[0](hidden_states)

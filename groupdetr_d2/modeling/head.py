@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..groups import QueryGroups
 from ..registry import VARIANT_REGISTRY
-from ..structures import Memory, Predictions, Targets
+from ..structures import Memory, Predictions, Targets, Views
 
 
 class DETRHead(nn.Module):
     """The parts of a DETR that a variant chooses.
 
     Args:
-        neck: ``(features, padding_mask) -> Memory`` of the projected feature maps.
+        neck: ``(features, context) -> Memory`` of the projected feature maps.
         encoder: ``(memory) -> Memory``.
         queries: ``(memory, groups) -> Queries``.
         decoder: ``(queries, memory, groups, move) -> (hidden states, references)``.
@@ -43,14 +43,15 @@ class DETRHead(nn.Module):
         self.predictor = predictor
         self.denoising = denoising
 
-    def encode(self, features: Mapping[str, Tensor], padding_mask: Tensor | None) -> Memory:
+    def encode(self, features: Mapping[str, Tensor], context: Tensor | Views | None) -> Memory:
         """Computes the memory that decoders attend to, which is the same for all groups.
 
         Args:
             features: the backbone's outputs by name, (B, channels, H, W) each.
-            padding_mask: (B, height, width) bool of the image batch, True on padding, or None.
+            context: what the neck reads besides them: the padding mask (B, height, width) bool of
+                the image batch, True on padding, or None; in space, the views.
         """
-        return self.encoder(self.neck(features, padding_mask))
+        return self.encoder(self.neck(features, context))
 
     def decode(
         self, memory: Memory, groups: QueryGroups, targets: Targets | None = None

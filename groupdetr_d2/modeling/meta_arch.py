@@ -9,32 +9,37 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import BitMasks, ImageList, PolygonMasks
+from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ..config import check_choices, check_ranges
 from ..errors import UserError
 from ..groups import QueryGroups
+from ..layers.box3d_ops import encode_boxes
 from ..layers.box_ops import box_xyxy_to_cxcywh
+from ..layers.grid_mask import GridMask
 from ..losses.box2d import BoxPredictions, BoxTargets
+from ..losses.box3d import Box3DPredictions, Box3DTargets
 from ..losses.criterion import Losses, SetCriterion
 from ..losses.mask import MaskPredictions, MaskTargets
-from ..structures import Memory, Predictions, Targets
+from ..structures import Memory, Predictions, Targets, Views
 from ..tasks.boxes import BOXES
+from ..tasks.boxes3d import BOXES3D
 from ..tasks.masks import MASKS
 from ..tasks.task import Task
 from .backbone import build_checked_backbone, padding_of
+from .batch import (
+    check_finite,
+    check_labels,
+    check_square,
+    masks_of,
+    padded_masks,
+    padded_size,
+    padding_mask_of,
+)
 from .head import DETRHead, build_detr_head, build_groups
-from .postprocessing import mask_instances, top_k_instances
-
-
-class LabelError(UserError):
-    """A label is outside the model's classes."""
-
-
-class NonFiniteOutputError(UserError):
-    """A model's outputs are NaN or infinite."""
+from .postprocessing import box3d_instances, mask_instances, top_k_instances
 
 
 class SetPredictor(nn.Module, ABC):
@@ -46,6 +51,7 @@ class SetPredictor(nn.Module, ABC):
         detections_per_image: number of predictions kept for each image.
         size_divisibility: number that the sides of a batch are padded to a multiple of, besides
             what the backbone needs; 0 for any.
+        grid_mask: probability that squares of a grid are cut out of the images of a batch.
     """
 
     task: ClassVar[Task]
@@ -63,6 +69,7 @@ class SetPredictor(nn.Module, ABC):
         num_classes: int,
         detections_per_image: int,
         size_divisibility: int = 0,
+        grid_mask: float = 0.0,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
     ):
@@ -70,7 +77,7 @@ class SetPredictor(nn.Module, ABC):
         self.backbone, self.head, self.criterion = backbone, head, criterion
         self.groups, self.num_classes = groups, num_classes
         self.detections_per_image = detections_per_image
-        self.size_divisibility = size_divisibility
+        self.size_divisibility, self.grid_mask = size_divisibility, GridMask(grid_mask)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -94,6 +101,7 @@ class SetPredictor(nn.Module, ABC):
             "num_classes": cfg.MODEL.DETR.NUM_CLASSES,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "size_divisibility": cfg.MODEL.DETR.SIZE_DIVISIBILITY,
+            "grid_mask": cfg.INPUT.GRID_MASK,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -176,24 +184,9 @@ class SetPredictor(nn.Module, ABC):
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
         divisor, square = self.padding
         check_square(images, square)
-        return ImageList.from_tensors(images, divisor, padding_constraints={"square_size": square})
-
-
-def check_square(images: Sequence[Tensor], side: int) -> None:
-    """Checks that images (3, H, W) fit into a square; Detectron2 would cut off what does not.
-
-    Args:
-        side: of the square; 0 for none.
-
-    Raises:
-        UserError: an image does not fit.
-    """
-    largest = max(max(x.shape[-2:]) for x in images)
-    if 0 < side < largest:
-        raise UserError(
-            f"an image has a side of {largest} pixels, and the backbone takes squares of {side}: "
-            f"set INPUT.MAX_SIZE_TRAIN and INPUT.MAX_SIZE_TEST to at most {side}"
-        )
+        batch = ImageList.from_tensors(images, divisor, padding_constraints={"square_size": square})
+        batch.tensor = self.grid_mask(batch.tensor)
+        return batch
 
 
 def task_of(cfg) -> Task:
@@ -277,90 +270,60 @@ class GroupMask2Former(SetPredictor):
         return [{"instances": instances} for instances in found]
 
 
-def masks_of(image: dict) -> Tensor:
-    """Returns the masks of an image's objects, (T, height, width) bool.
+@META_ARCH_REGISTRY.register()
+class GroupPETR(SetPredictor):
+    """The meta-architecture of detection in space from several cameras, with PETR of `variants/`.
 
-    Detectron2's own mapper gives polygons.
-
-    Raises:
-        UserError: there are none.
+    The "image" of an input is (V, 3, H, W), and "lidar2img" (V, 4, 4) maps points to its pixels.
     """
-    instances = image["instances"]
-    if not len(instances):  # of which Detectron2's mapper makes no masks
-        return torch.zeros(0, *instances.image_size, dtype=torch.bool)
-    if not instances.has("gt_masks"):
-        raise UserError(
-            f"image {image.get('file_name', image.get('image_id'))} has no masks to learn from: "
-            "Detectron2's mapper loads them with MODEL.MASK_ON True"
-        )
-    masks = instances.gt_masks
-    if isinstance(masks, PolygonMasks):
-        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
-    return masks.tensor
 
+    task = BOXES3D
 
-def padded_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pads masks (T, height, width) at the bottom and on the right to a size."""
-    height, width = masks.shape[1:]
-    return nn.functional.pad(masks.bool(), (0, size[1] - width, 0, size[0] - height))
+    def encode(self, batched_inputs: list[dict]) -> Memory:
+        """Computes the memory of all views of an input."""
+        images = self.preprocess_image(batched_inputs)  # (B, V, 3, H, W)
+        features = self.backbone(images.tensor.flatten(0, 1))
+        return self.head.encode(features, self.views_of(batched_inputs, images))
 
+    def views_of(self, batched_inputs: list[dict], images: ImageList) -> Views:
+        """Collects the cameras of a batch; their matrices are inverted in float64, on the host.
 
-def padded_size(sizes: Sequence[tuple[int, int]], padding: tuple[int, int]) -> tuple[int, int]:
-    """Computes the (height, width) that images of some sizes are padded to as a batch.
-
-    Args:
-        padding: see :attr:`SetPredictor.padding`.
-    """
-    divisor, square = padding
-    if square:
-        return square, square
-    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
-    return height, width
-
-
-def check_finite(outputs: Sequence[Tensor], batched_inputs: list[dict]) -> None:
-    """Checks that predictions are numbers.
-
-    Raises:
-        NonFiniteOutputError: they are not.
-    """
-    if torch.jit.is_tracing() or all(x.isfinite().all() for x in outputs):
-        return
-    names = [x.get("file_name", x.get("image_id", "an image")) for x in batched_inputs]
-    raise NonFiniteOutputError(
-        f"the model's outputs on {', '.join(map(str, names))} are not finite: its weights are NaN "
-        "or too large. An earlier checkpoint may be sound; a lower SOLVER.BASE_LR helps"
-    )
-
-
-def check_labels(image: dict, num_classes: int) -> None:
-    """Checks the labels of an image.
-
-    Raises:
-        LabelError: a class does not exist in the model.
-    """
-    labels = image["instances"].gt_classes
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if len(wrong):
-        raise LabelError(
-            f"image {image.get('file_name', image.get('image_id'))} has an object of class "
-            f"{wrong[0].item()}, but MODEL.DETR.NUM_CLASSES is {num_classes}: classes count from 0"
+        Raises:
+            UserError: the inputs have different numbers of views.
+        """
+        numbers = {len(x["lidar2img"]) for x in batched_inputs}
+        if len(numbers) != 1:
+            raise UserError(f"the samples of a batch have {sorted(numbers)} views; it must be one")
+        matrices = torch.stack([torch.as_tensor(x["lidar2img"]) for x in batched_inputs])
+        inverse = torch.linalg.inv(matrices.double()).to(self.pixel_mean.dtype)
+        interval = None
+        if "interval" in batched_inputs[0]:
+            seconds = torch.tensor([x["interval"] for x in batched_inputs])
+            interval = seconds.to(self.device, self.pixel_mean.dtype, non_blocking=True)
+        return Views(
+            img2lidar=inverse.to(self.device, non_blocking=True),
+            size=(images.tensor.shape[-2], images.tensor.shape[-1]),
+            padding_mask=padding_mask_of(images),
+            interval=interval,
         )
 
+    def build_targets(self, batched_inputs: list[dict]) -> Box3DTargets:
+        """Collects labels and the codes of boxes."""
+        instances = [x["instances"] for x in batched_inputs]
+        for x in batched_inputs:
+            check_labels(x, self.num_classes)
+        codes = encode_boxes(torch.cat([x.gt_boxes3d for x in instances]))
+        return Box3DTargets(
+            torch.cat([x.gt_classes for x in instances]).to(self.device, non_blocking=True),
+            codes.to(self.device, non_blocking=True),
+            counts=[len(x) for x in instances],
+        )
 
-def padding_mask_of(images: ImageList) -> Tensor | None:
-    """Returns (B, H, W) bool, True on padding; None if no image of the batch is padded.
-
-    A trace always has a mask: it is used for images of other sizes.
-    """
-    height, width = images.tensor.shape[-2:]
-    if torch.jit.is_tracing():  # sizes are tensors
-        sizes = torch.stack(images.image_sizes)
-    elif all(tuple(size) == (height, width) for size in images.image_sizes):
-        return None
-    else:
-        sizes = torch.tensor([tuple(size) for size in images.image_sizes])
-    sizes = sizes.to(images.tensor.device, non_blocking=True)  # (B, 2)
-    rows = torch.arange(height, device=sizes.device)[None, :, None]
-    columns = torch.arange(width, device=sizes.device)[None, None, :]
-    return (rows >= sizes[:, 0, None, None]) | (columns >= sizes[:, 1, None, None])
+    def postprocess(self, predictions: Box3DPredictions, batched_inputs: list[dict]) -> list[dict]:
+        """Returns the best boxes, in the lidar's frame of each sample."""
+        logits, codes = predictions.logits[-1], predictions.codes[-1]
+        check_finite([codes, logits], batched_inputs)
+        sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
+        kept_range = self.head.predictor.get_buffer("kept_range")
+        found = box3d_instances(logits, codes, sizes, self.detections_per_image, kept_range)
+        return [{"instances": instances} for instances in found]

@@ -6,6 +6,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ..layers.box3d_ops import decode_boxes
 from ..layers.mask_ops import boxes_around, masks_of
 from ..layers.selection import best_pairs, top_k
 from ..losses.mask import MaskPredictions
@@ -31,6 +32,41 @@ def top_k_instances(
         instances.pred_boxes = Boxes(boxes_xyxy[b])
         instances.scores = scores[b]
         instances.pred_classes = classes[b]
+        results.append(instances)
+    return results
+
+
+def box3d_instances(
+    logits: Tensor,
+    codes: Tensor,
+    image_sizes: Sequence[tuple[int, int]],
+    k: int,
+    kept_range: Tensor,
+) -> list[Instances]:
+    """Makes `Instances` of the k best (query, class) pairs of each sample.
+
+    Args:
+        logits: (B, N, H).
+        codes: (B, N, 10), see layers/box3d_ops.py.
+        kept_range: (2, 3) the lowest and the highest corner in metres; boxes whose centre is
+            beyond it are left out.
+
+    Returns:
+        per sample, `pred_boxes3d` (k', 9), `scores` and `pred_classes`, best first.
+    """
+    num_classes = logits.shape[-1]
+    k = min(k, logits.shape[1] * num_classes)
+    scores, index = logits.sigmoid().flatten(1).topk(k, dim=1)  # (B, k)
+    query = torch.div(index, num_classes, rounding_mode="floor")
+    boxes = decode_boxes(codes.gather(1, query[..., None].expand(-1, -1, codes.shape[-1])))
+    low, high = kept_range.unbind(0)
+    inside = ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(-1)
+    results = []
+    for b, size in enumerate(image_sizes):
+        instances = Instances(size)
+        instances.pred_boxes3d = boxes[b][inside[b]]
+        instances.scores = scores[b][inside[b]]
+        instances.pred_classes = (index[b] % num_classes)[inside[b]]
         results.append(instances)
     return results
 

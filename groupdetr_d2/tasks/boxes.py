@@ -10,18 +10,22 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ..data.augmentation import build_augmentation
+from ..data.image_file import picture_of_input
 from ..data.loader import DetectionMapper
 from ..errors import UserError
 from ..evaluation.coco_evaluator import RESULTS, CocoEvaluator
 from ..evaluation.coco_results import read_box_results
 from ..evaluation.drawing import draw_boxes
 from ..evaluation.fusion import merge_by_fusion
+from ..evaluation.presentation import Presentation
 from ..layers.box_ops import box_cxcywh_to_xyxy
 from ..layers.selection import top_k
 from ..losses.box2d import BoxPredictions, giou_cost, giou_loss, l1_cost, l1_loss
 from ..losses.classification import focal_cost, focal_loss
 from ..losses.criterion import SetCriterion, Term
 from ..structures import sizes_of
+from .coco_source import coco_source
+from .image_input import build_image_reader
 from .task import ExportedOutputs, Task
 
 FIELDS = ("bbox", "bbox_mode", "category_id", "iscrowd")
@@ -138,7 +142,10 @@ BOXES = Task(
     compared=("bbox/AP", "bbox/AP50"),
     annotation_fields=FIELDS,
     shown_losses=("loss_class", "loss_bbox", "loss_giou"),
+    data=coco_source(with_masks=False),
     build_mapper=build_mapper,
+    sees="images",
+    build_reader=build_image_reader,
     build_criterion=build_criterion,
     build_evaluator=build_evaluator,
     results_file=RESULTS,
@@ -148,7 +155,8 @@ BOXES = Task(
     flat_record=flat_record,
     coco_record=coco_record,
     as_polygons=None,
-    draw=draw,
+    picture_of=picture_of_input,
+    presentation=Presentation(draw),
     of_queries=of_queries,
     flip=flip,
     merge=merge_by_fusion,

@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
 from ..data.augmentation import build_augmentation
+from ..data.image_file import picture_of_input
 from ..data.loader import DetectionMapper
 from ..data.mask_instances import mask_instances
 from ..data.segmentations import encode, polygons_of
@@ -18,12 +19,15 @@ from ..errors import UserError
 from ..evaluation.coco_evaluator import RESULTS, CocoEvaluator
 from ..evaluation.coco_results import read_mask_results
 from ..evaluation.drawing import draw_masks
+from ..evaluation.presentation import Presentation
 from ..layers.mask_ops import boxes_around, quality_of
 from ..layers.selection import best_pairs
 from ..losses.classification import softmax_cost, softmax_loss, weight_of_queries
 from ..losses.criterion import SetCriterion, Term
 from ..losses.mask import MaskPredictions, PointSampler, bce_loss, dice_loss, mask_cost
 from . import boxes
+from .coco_source import coco_source
+from .image_input import build_image_reader
 from .task import ExportedOutputs, Task
 
 FIELDS = (*boxes.FIELDS, "segmentation")
@@ -152,7 +156,10 @@ MASKS = Task(
     compared=("segm/AP", "segm/AP50"),
     annotation_fields=FIELDS,
     shown_losses=("loss_class", "loss_mask", "loss_dice"),
+    data=coco_source(with_masks=True),
     build_mapper=build_mapper,
+    sees="images",
+    build_reader=build_image_reader,
     build_criterion=build_criterion,
     build_evaluator=build_evaluator,
     results_file=RESULTS,
@@ -162,7 +169,8 @@ MASKS = Task(
     flat_record=boxes.flat_record,
     coco_record=coco_record,
     as_polygons=as_polygons,
-    draw=draw,
+    picture_of=picture_of_input,
+    presentation=Presentation(draw),
     of_queries=of_queries,
     flip=None,
     merge=None,

@@ -3,14 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from torch import Tensor
 
-from ..data.loader import DetectionMapper
+from ..data.checks import check_number_of_classes
+from ..data.image_set import ImageSet, Mapper
 from ..evaluation.detection_curves import ImageResult
+from ..evaluation.presentation import Presentation
 from ..losses.criterion import SetCriterion
 
 
@@ -33,6 +37,37 @@ class ExportedOutputs:
 
 
 @dataclass(frozen=True)
+class DataSource:
+    """The registered data sets that models of a task learn from and are evaluated on.
+
+    Attributes:
+        images_of: ``(name, is_evaluated=False)`` -> the dataset dicts, a sequence that has `counts`
+            (objects of each, (N,)), `is_wide` (N,) bool and `with_objects()`, checked.
+        class_names: ``(name)`` -> the names of the set's classes.
+        fingerprint: ``(name)`` -> a text that changes when the set does.
+        named_by: key of what `predict` finds a dataset dict by.
+    """
+
+    images_of: Callable[..., ImageSet]
+    class_names: Callable[[str], Sequence[str]]
+    fingerprint: Callable[[str], str]
+    named_by: str = "file_name"
+
+    def sample_of(self, name: str) -> str:
+        """Returns what `predict` can be tried on: the first image or keyframe of a set."""
+        return str(self.images_of(name, is_evaluated=True)[0][self.named_by])
+
+    def check_classes(self, cfg: CfgNode, names: Sequence[str]) -> None:
+        """Checks that MODEL.DETR.NUM_CLASSES is the number of classes of every data set.
+
+        Raises:
+            DatasetError: naming the set and both numbers.
+        """
+        for name in names:
+            check_number_of_classes(cfg.MODEL.DETR.NUM_CLASSES, name, self.class_names(name))
+
+
+@dataclass(frozen=True)
 class Task:
     """The differences between 2D boxes, masks and 3D boxes, at the two ends of a model.
 
@@ -42,7 +77,11 @@ class Task:
         compared: names of the numbers that a comparison of runs shows, `metric` first.
         annotation_fields: fields of an annotation that training keeps in memory.
         shown_losses: names of the losses in the progress line.
+        data: the data sets of the task.
         build_mapper: ``(cfg, is_train)`` -> the mapper from a dataset dict to a model's input.
+        sees: what a model looks at, and a user gives: "images" or "keyframes".
+        build_reader: ``(cfg)`` -> the function from what a user gives to what is drawn on and a
+            model's input.
         build_criterion: ``(cfg)`` -> costs and losses.
         build_evaluator: ``(dataset name, output folder or None)`` -> Detectron2's evaluator.
         results_file: name of the file of detections that the evaluator leaves in its folder.
@@ -53,21 +92,24 @@ class Task:
         flat_record: a record as a dictionary with these keys, of numbers and texts alone.
         coco_record: what a record adds to a result in COCO's format, beside ids and score.
         as_polygons: a record with its mask as polygons; None if the task has no masks.
-        draw: ``(image (H, W, 3) BGR, instances, class names)`` -> a copy of the image with
-            predictions or ground truth drawn, scaled from `instances.image_size` to the image.
+        picture_of: ``(a model's input, INPUT.FORMAT)`` -> what is drawn on to show it.
+        presentation: how instances are drawn, and how a report shows them.
         of_queries: ``(predictions, (height, width) of the first image)`` -> probabilities (Q, H)
             and boxes (Q, 4) xyxy in [0, 1] of the last layer's queries on that image.
         flip: ``(instances, width)`` -> the detections on an image of that width, mirrored. None if
             the task has no test-time augmentation.
         merge: ``(detections of several views, limit)`` -> one set of detections; or None.
-        exported: the outputs of an exported model.
+        exported: the outputs of an exported model; None if models of the task are not exported.
     """
 
     metric: str
     compared: tuple[str, ...]
     annotation_fields: tuple[str, ...]
     shown_losses: tuple[str, ...]
-    build_mapper: Callable[..., DetectionMapper]
+    data: DataSource
+    build_mapper: Callable[..., Mapper]
+    sees: str
+    build_reader: Callable[[CfgNode], Callable[[Any], tuple[Any, dict]]]
     build_criterion: Callable[..., SetCriterion]
     build_evaluator: Callable[[str, str | None], DatasetEvaluator]
     results_file: str
@@ -77,11 +119,17 @@ class Task:
     flat_record: Callable[[dict], dict]
     coco_record: Callable[[dict], dict]
     as_polygons: Callable[[dict], dict] | None
-    draw: Callable[..., np.ndarray]
+    picture_of: Callable[[dict, str], Any]
+    presentation: Presentation
     of_queries: Callable[..., tuple[Tensor, Tensor]]
     flip: Callable[[Instances, int], Instances] | None
     merge: Callable[[Sequence[Instances], int], Instances] | None
-    exported: ExportedOutputs
+    exported: ExportedOutputs | None
+
+    @property
+    def draw(self) -> Callable[..., np.ndarray]:
+        """Draws instances, ``(picture, instances, class names)`` -> an image (H, W, 3) BGR."""
+        return self.presentation.draw
 
     @property
     def with_masks(self) -> bool:

@@ -7,6 +7,7 @@ from . import (
     deformable_detr,
     dino,
     mask2former,
+    petr,
     sam_detr,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "deformable_detr",
     "dino",
     "mask2former",
+    "petr",
     "sam_detr",
 ]

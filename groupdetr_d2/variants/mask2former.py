@@ -5,7 +5,6 @@ code has no padding mask: it treats padding as image, and so does this one, sinc
 expect it. An image's predictions therefore depend a little on how far it is padded.
 """
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ..groups import QueryGroups
 from ..layers.attention import MultiheadAttention, PackedAttention, attend
+from ..layers.autocast import without_autocast
 from ..layers.dropout import Dropout
 from ..layers.position_encoding import SinePositionEmbedding
 from ..modeling.decoder import Decoder
@@ -91,12 +91,6 @@ class PixelDecoder(nn.Module):
             mask_features=mask_features,
             level_features=tuple(_resized(mask_features, shape) for shape in shapes),
         )
-
-
-def without_autocast(device: str) -> contextlib.AbstractContextManager:
-    """Switches autocast off, on devices that have it."""
-    has_autocast = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if has_autocast else contextlib.nullcontext()
 
 
 def _with_norm(convolution: nn.Conv2d) -> nn.Sequential:

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from groupdetr_d2.config import build_config
 from groupdetr_d2.data.augmentation import build_augmentation
-from groupdetr_d2.data.catalog import check_classes, images_of
+from groupdetr_d2.data.catalog import images_of
 from groupdetr_d2.data.checks import DatasetError
 from groupdetr_d2.data.coco_file import read_columns
 from groupdetr_d2.data.custom import register_custom_datasets
@@ -65,7 +65,7 @@ def test_own_data_needs_no_code(tmp_path):
     cfg = custom_config(tmp_path)
     settle_config(cfg)
     assert cfg.MODEL.DETR.NUM_CLASSES == 2
-    check_classes(cfg, cfg.DATASETS.TRAIN)
+    BOXES.data.check_classes(cfg, cfg.DATASETS.TRAIN)
     dicts = load_training_set(cfg)
     assert len(dicts) == 3 and {a["category_id"] for d in dicts for a in d["annotations"]} == {0, 1}
     assert MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes == ["cat", "dog"]
@@ -74,7 +74,14 @@ def test_own_data_needs_no_code(tmp_path):
     )
     assert len(batch) == 2 and batch[0]["image"].dtype == torch.uint8
     assert (
-        len(list(build_test_loader(cfg, cfg.DATASETS.TEST[0], BOXES.build_mapper(cfg, False)))) == 3
+        len(
+            list(
+                build_test_loader(
+                    cfg, images_of(cfg.DATASETS.TEST[0]), BOXES.build_mapper(cfg, False)
+                )
+            )
+        )
+        == 3
     )
 
 
@@ -147,7 +154,7 @@ def test_a_number_of_classes_unlike_the_data_is_named(tmp_path):
     settle_config(cfg)
     cfg.MODEL.DETR.NUM_CLASSES = 80
     with pytest.raises(DatasetError, match="NUM_CLASSES is 80.*has 2 classes.*NUM_CLASSES 2"):
-        check_classes(cfg, cfg.DATASETS.TRAIN)
+        BOXES.data.check_classes(cfg, cfg.DATASETS.TRAIN)
 
 
 @pytest.mark.parametrize(

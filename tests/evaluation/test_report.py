@@ -106,7 +106,7 @@ def test_ap50_is_that_of_coco(tmp_path):
         metrics = evaluator.evaluate()["bbox"]
     found = BOXES.read_results(dataset, tmp_path / "coco_instances_results.json")
     evaluation = Evaluation.of(found, ["cat", "dog"])
-    rows = {row["class"]: row for row in per_class_rows(evaluation, metrics)}
+    rows = {row["class"]: row for row in per_class_rows(evaluation, metrics, BOXES.presentation)}
     assert 5 < metrics["AP50"] < 95
     assert rows["all"]["AP50"] == pytest.approx(metrics["AP50"], abs=1e-6)
     assert rows["dog"]["AP"] == metrics["AP-dog"] and rows["all"]["objects"] == 24

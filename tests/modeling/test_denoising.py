@@ -6,6 +6,7 @@ from groupdetr_d2.layers.box_ops import box_cxcywh_to_xyxy
 from groupdetr_d2.layers.position_encoding import inverse_sigmoid
 from groupdetr_d2.losses.box2d import BoxTargets
 from groupdetr_d2.modeling import denoising
+from groupdetr_d2.modeling.batch import LabelError
 from groupdetr_d2.modeling.denoising import (
     ContrastiveDenoising,
     LabelDenoising,
@@ -13,7 +14,6 @@ from groupdetr_d2.modeling.denoising import (
     denoising_mask,
     locate_targets,
 )
-from groupdetr_d2.modeling.meta_arch import LabelError
 from groupdetr_d2.modeling.reference_noise import BorderNoise, CenterAndSizeNoise
 from groupdetr_d2.structures import Memory, Queries
 from tests.conftest import make_batch, small_model

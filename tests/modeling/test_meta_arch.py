@@ -125,7 +125,7 @@ def test_evaluation_is_independent_of_the_order_of_the_batch():
 def test_padded_memory_positions_are_never_looked_at(training):
     model = small_model(2).train(training)
     images = model.preprocess_image(make_batch())
-    from groupdetr_d2.modeling.meta_arch import padding_mask_of
+    from groupdetr_d2.modeling.batch import padding_mask_of
 
     mask = padding_mask_of(images)
     features = model.backbone(images.tensor)

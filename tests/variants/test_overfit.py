@@ -78,9 +78,13 @@ def four_images(tmp_path, family, num_groups):
     return cfg
 
 
+# one group of each kind of model, and three of every family
+CASES = [(family, 3) for family in FAMILIES]
+CASES += [(family, 1) for family in ("conditional_detr", "dino", "mask2former")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("num_groups", [1, 3])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, num_groups", CASES)
 def test_four_images_are_learnt_by_heart(tmp_path, family, num_groups):
     cfg = four_images(tmp_path, family, num_groups)
     name, task = cfg.DATASETS.TRAIN[0], task_of(cfg)
@@ -99,7 +103,7 @@ def test_four_images_are_learnt_by_heart(tmp_path, family, num_groups):
         schedule.step()
     evaluator = task.build_evaluator(name, str(tmp_path))
     mapper = task.build_mapper(cfg, is_train=False)
-    loader = build_test_loader(cfg, name, mapper, with_masks=task.with_masks)
+    loader = build_test_loader(cfg, task.data.images_of(name, is_evaluated=True), mapper)
     results = inference_on_dataset(model.eval(), loader, evaluator)
     assert task.score_of(results) > 90
     assert json.loads((tmp_path / "coco_instances_results.json").read_text())

@@ -1,0 +1,55 @@
+"""The value that reports and sheets of pictures read about a task."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.structures import Instances
+
+from .drawing import TILE_SIDE, put_title
+
+
+def scaled_to(picture: np.ndarray, side: int) -> np.ndarray:
+    """Scales an image (H, W, 3) so that its longer side is `side`."""
+    scale = side / max(picture.shape[:2])
+    height, width = (max(1, round(n * scale)) for n in picture.shape[:2])
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """The drawing of predictions and ground truth of a task, and the names in its report.
+
+    Attributes:
+        draw: ``(picture, instances, class names)`` -> an image (H, W, 3) BGR with predictions or
+            ground truth on it.
+        fit: ``(picture, side)`` -> the picture, scaled so that the drawn image fits into a square.
+        tile_side: width of the tiles of a sheet, in pixels.
+        tile_height: height of the tiles, at least.
+        columns: tiles side by side.
+        average: name of the evaluator's AP over all classes.
+        at_threshold: name of the AP at the one overlap of the curves.
+        overlap: what a detection of an object is, in the titles of figures.
+        summary: names of the evaluator's numbers that a report begins with.
+    """
+
+    draw: Callable[..., np.ndarray]
+    fit: Callable[[Any, int], Any] = scaled_to
+    tile_side: int = TILE_SIDE
+    tile_height: int = TILE_SIDE
+    columns: int = 4
+    average: str = "AP"
+    at_threshold: str = "AP50"
+    overlap: str = "IoU 0.5"
+    summary: tuple[str, ...] = ("AP", "AP50", "AP75")
+
+    def tile(
+        self, title: str, picture: Any, instances: Instances, names: Sequence[str]
+    ) -> np.ndarray:
+        """Makes a tile of a sheet: the picture scaled, drawn on at that scale, with a title."""
+        drawn = self.draw(self.fit(picture, self.tile_side), instances, names)
+        height, width = drawn.shape[:2]
+        below, right = max(0, self.tile_height - height), max(0, self.tile_side - width)
+        return put_title(drawn, title, below=below, right=right)
