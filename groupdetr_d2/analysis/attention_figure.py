@@ -24,6 +24,7 @@ from ..variants.deformable_detr import DeformableCrossAttention
 from ..variants.mask2former import MaskedAttention
 from ..variants.sam_detr import SemanticAlignedCrossAttention
 from .output import write_csv
+from .trained_model import check_sees_images
 
 TILE = 480  # longer side of a drawn image
 SHOWN_POINTS = 64  # heaviest sampling points of a query
@@ -42,6 +43,7 @@ class Attended:
 def run(args: argparse.Namespace) -> str:
     """Draws one tile per query: its box, and what it attends to."""
     predictor = Predictor(args.weights, threshold=0.0, opts=args.opts)
+    check_sees_images(predictor.task, args.weights)
     image, inputs = predictor.prepare(args.image)
     model = predictor.model
     with torch.no_grad(), recorded_inputs(cross_attention_of(model, args.layer)) as seen:

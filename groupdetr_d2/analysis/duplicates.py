@@ -15,7 +15,7 @@ from ..inference.by_group import detections_by_group
 from .group_ap import SetEvaluation
 from .output import new_figure, save_figure, write_csv
 from .runs import split_label
-from .trained_model import TrainedModel, load
+from .trained_model import TrainedModel, check_sees_images, load
 
 SAME_OBJECT = 0.5  # IoU above which a box of the right class is one of an object's boxes
 
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> str:
 @torch.no_grad()
 def measure(trained: TrainedModel, args: argparse.Namespace) -> dict:
     """Measures the detections of the primary group."""
+    check_sees_images(trained.task, trained.weights)
     model, counts = trained.model, []
     as_found, suppressed = SetEvaluation(trained), SetEvaluation(trained)
     groups = model.groups.primary()

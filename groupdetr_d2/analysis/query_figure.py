@@ -15,7 +15,7 @@ from ..evaluation.drawing import class_colour
 from ..layers.box_ops import box_cxcywh_to_xyxy
 from . import mask_query_figure
 from .output import write_csv
-from .trained_model import TrainedModel, check_one_to_one, load, matches_of
+from .trained_model import TrainedModel, check_one_to_one, check_sees_images, load, matches_of
 
 SIDE = 720  # of the drawn picture, in pixels
 
@@ -32,6 +32,7 @@ class Answers:
 def run(args: argparse.Namespace) -> str:
     """Draws one picture per image, and measures the distances between groups."""
     trained, out = load(args.weights, args.opts), Path(args.out)
+    check_sees_images(trained.task, trained.weights)
     check_one_to_one(trained)
     if trained.task.with_masks:
         return mask_query_figure.run(args, trained)

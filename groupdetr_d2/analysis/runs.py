@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from .. import modeling  # noqa: F401 - registers the meta-architectures, which name the task
 from ..config.yaml_file import YamlError, load_mapping
 from ..errors import UserError
 from ..evaluation.metrics_file import read_metrics

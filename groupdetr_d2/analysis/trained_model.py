@@ -103,6 +103,19 @@ def check_one_to_one(trained: TrainedModel) -> None:
         )
 
 
+def check_sees_images(task: Task, weights: str | Path) -> None:
+    """Checks that a model sees single images.
+
+    Raises:
+        UserError: it sees several cameras at once.
+    """
+    if task.sees != "images":
+        raise UserError(
+            f"{weights}: this analysis is about boxes and masks on single images, and the model "
+            f"sees {task.sees}; analyze groups, stability and convergence know such models"
+        )
+
+
 def checkpoints_of(folder: str | Path) -> dict[int, Path]:
     """Finds the numbered checkpoints of a folder, by number of iterations done.
 

@@ -1,5 +1,7 @@
 """The numbers that keys can have: what cannot be built is refused before it is tried."""
 
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode
 
 from ..errors import UserError
@@ -30,6 +32,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "INPUT.GRID_MASK": (0, 1),
     "INPUT.VIEWS.FRAME_SECONDS": (1e-3, 60),
     "INPUT.VIEWS.ROTATION": (0, 3.15),
+    "DATASETS.CUBES.TRAIN_SCENES": (1, 100_000),
+    "DATASETS.CUBES.VAL_SCENES": (1, 100_000),
+    "DATASETS.CUBES.KEYFRAMES": (1, 1000),
     "MODEL.EMA.DECAY": (0, 1),
     "SOLVER.MAX_ITER": (1, 10**12),
     "SOLVER.IMS_PER_BATCH": (1, 10**6),
@@ -67,6 +72,8 @@ def check_ranges(cfg: CfgNode) -> None:
             f"MODEL.DETR.HIDDEN_DIM is {detr.HIDDEN_DIM}; it has to be a multiple of 4 and of "
             f"MODEL.DETR.NHEADS ({detr.NHEADS})"
         )
+    check_corners("MODEL.DETR.SPACE.BOX_RANGE", detr.SPACE.BOX_RANGE)
+    check_corners("MODEL.DETR.SPACE.POSITION_RANGE", detr.SPACE.POSITION_RANGE)
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         values = cfg.MODEL[key]
         if len(values) != 3 or not all(isinstance(x, (int, float)) for x in values):
@@ -76,4 +83,18 @@ def check_ranges(cfg: CfgNode) -> None:
     if not sizes or not all(isinstance(x, int) and 0 < x <= LARGEST_IMAGE for x in sizes):
         raise RangeError(
             f'INPUT.MIN_SIZE_TRAIN is {sizes}; it has to be numbers of pixels, such as "(480, 800)"'
+        )
+
+
+def check_corners(key: str, values: Sequence[float]) -> None:
+    """Checks that a key has the lowest and the highest corner of a part of space.
+
+    Raises:
+        RangeError: naming the key and its value.
+    """
+    are_numbers = len(values) == 6 and all(isinstance(x, (int, float)) for x in values)
+    if not are_numbers or not all(a < b for a, b in zip(values[:3], values[3:], strict=True)):
+        raise RangeError(
+            f"{key} is {list(values)}; it has to be x, y, z of the lowest corner and then of the "
+            "highest"
         )

@@ -44,6 +44,8 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> FrameMapper:
     if views.EARLIER:
         check_pair("INPUT.VIEWS.EARLIER", views.EARLIER, smallest=0)
         first, end = views.EARLIER
+        if not first < end:
+            raise UserError(f"INPUT.VIEWS.EARLIER is {[first, end]}; the second has to be larger")
         earlier = EarlierFrame(first, end, views.FRAME_SECONDS)
     flips = cfg.INPUT.RANDOM_FLIP != "none"
     return FrameMapper(

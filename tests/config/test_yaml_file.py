@@ -67,6 +67,8 @@ OVERRIDES = {
     "MODEL.DETR.NUM_GROUPS 0": "MODEL.DETR.NUM_GROUPS is 0; it can be 1 to 1000",
     "MODEL.DETR.HIDDEN_DIM 130": "HIDDEN_DIM is 130; it has to be a multiple of 4 and of",
     "MODEL.PIXEL_STD [1.0]": r"MODEL.PIXEL_STD is \[1.0\]; it has to be three numbers",
+    "MODEL.DETR.SPACE.BOX_RANGE [1.0,2.0]": r"BOX_RANGE is \[1.0, 2.0\]; it has to be x, y, z",
+    "DATASETS.CUBES.KEYFRAMES 0": "DATASETS.CUBES.KEYFRAMES is 0; it can be 1 to 1000",
     "INPUT.MIN_SIZE_TRAIN (0,)": "INPUT.MIN_SIZE_TRAIN is",
 }
 

@@ -4,6 +4,8 @@ import contextlib
 import csv
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from groupdetr_d2.evaluation.evaluation_report import Evaluation, per_class_rows
 from groupdetr_d2.evaluation.metrics_file import read_metrics
 from groupdetr_d2.tasks.boxes import BOXES
 from tests.browser import open_page
+from tests.conftest import ROOT
 from tests.data.test_data import custom_config, write_set
 from tests.engine.test_engine import tiny_run, train_net
 
@@ -167,6 +170,13 @@ def test_names_cannot_inject_markup():
     rows = [{"class": "<script>alert(1)</script>", "AP": 0.5}]
     text = html_report.page("a & b", {"x": html_report.table(rows), "empty": ""})
     assert "<script>" not in text and "&lt;script&gt;" in text and "empty" not in text
+
+
+def test_runs_are_compared_by_a_command_that_builds_no_model(finished_run, tmp_path):
+    """In a process of its own, in which nothing else registers the meta-architectures."""
+    command = [sys.executable, "-W", "ignore", "-m", "groupdetr_d2", "compare", str(finished_run)]
+    subprocess.run([*command, "--out", str(tmp_path)], check=True, cwd=ROOT)
+    assert (tmp_path / "compare.csv").is_file()
 
 
 def test_runs_are_compared(finished_run, tmp_path, capsys):

@@ -314,3 +314,10 @@ def test_check_data_draws_keyframes(copy, tmp_path, capsys):
     height, width = drawn.shape[:2]
     assert width == 1400 and height >= 3 * 400  # of three keyframes
     assert drawn.std() > 20
+
+
+@pytest.mark.parametrize("name", ["queries", "duplicates", "attention"])
+def test_analyses_of_single_images_refuse(weights, tmp_path, name):
+    image = ["--image", "x.jpg"] if name == "attention" else []
+    with pytest.raises(SystemExit, match="the model sees keyframes; analyze groups"):
+        main(["analyze", name, "--weights", str(weights), *image, "--out", str(tmp_path)])

@@ -151,3 +151,10 @@ def test_a_resnet_can_stand_for_vovnet():
     cfg, model = make_model(PETR, *opts)
     assert build_checked_backbone(cfg).output_shape()["res4"].stride == 16
     assert all(x.isfinite() for x in model(batch_for(cfg)).values())
+
+
+def test_an_empty_range_of_earlier_frames_is_refused():
+    cfg = build_config(str(ROOT / "configs/PETR/petrv2_V2_99_800x320_24ep.yaml"), [])
+    cfg.INPUT.VIEWS.EARLIER = [5, 5]
+    with pytest.raises(UserError, match="INPUT.VIEWS.EARLIER"):
+        BOXES3D.build_mapper(cfg, is_train=True)
