@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
+from ..errors import UserError
 from ..evaluation.fusion import merge_by_fusion, merge_by_nms
 from ..inference.by_group import detections_by_group
 from .output import new_figure, save_figure, write_csv
@@ -48,6 +49,8 @@ def evaluate_groups(trained: TrainedModel, num_images: int | None) -> dict:
     Masks are not fused.
     """
     model, groups = trained.model, trained.model.groups.separate()
+    if num_images is not None and trained.task.sees == "keyframes":
+        raise UserError("nuScenes is evaluated on whole splits: leave --num-images out")
     fusions = FUSIONS if trained.task.merge is not None else {}
     evaluations: dict[int | str, SetEvaluation] = defaultdict(lambda: SetEvaluation(trained))
     for image in trained.annotated_images(num_images):

@@ -103,9 +103,11 @@ def convert_file(args: argparse.Namespace) -> None:
     converted = {key: value for key, value in converted.items() if key in own}
     check_complete(own, converted, args.input)
     write_safely(args.output, {"model": converted, "run": RunInfo(cfg).state_dict()})
+    queries = f"K = {detr.NUM_GROUPS} groups of N = {detr.NUM_OBJECT_QUERIES} queries, "
+    queries = "" if part else queries  # a backbone has none
     sys.stdout.write(
-        f"{args.output}: {len(converted)} tensors, K = {detr.NUM_GROUPS} groups of N = "
-        f"{detr.NUM_OBJECT_QUERIES} queries, {len(unmapped)} official keys without a home\n"
+        f"{args.output}: {len(converted)} tensors, {queries}{len(unmapped)} official keys without "
+        "a home\n"
     )
 
 

@@ -12,6 +12,9 @@ from ..registry import VARIANT_REGISTRY
 Words = tuple[str, ...]
 FIRST_STAGES = {"deformable_detr": ("", "objectness"), "dab_deformable_detr": ("", "pure")}
 
+# of variants that detect no 2D boxes
+ARCHITECTURES = {"mask2former": "GroupMask2Former", "petr": "GroupPETR", "petrv2": "GroupPETR"}
+
 
 class ChoiceError(UserError):
     """A key has a value that is none of its words; the message lists them."""
@@ -39,7 +42,19 @@ def _variants(cfg: CfgNode) -> Words:
 
 
 def _meta_architectures(cfg: CfgNode) -> Words:
-    return tuple(name for name, cls in META_ARCH_REGISTRY if getattr(cls, "task", None))
+    """The meta-architectures whose task is that of this package's variant, your own included."""
+    known = {name: cls for name, cls in META_ARCH_REGISTRY if getattr(cls, "task", None)}
+    variant = cfg.MODEL.DETR.VARIANT
+    if not _is_own(variant):
+        return tuple(known)
+    task = known[ARCHITECTURES.get(variant, "GroupDETR")].task
+    return tuple(name for name, cls in known.items() if cls.task is task)
+
+
+def _is_own(variant: str) -> bool:
+    """Whether a variant is one of this package's; any other may do what it likes."""
+    names = [name for name, _ in VARIANT_REGISTRY]
+    return variant in names and VARIANT_REGISTRY.get(variant).__module__.startswith("groupdetr_d2.")
 
 
 def _backbones(cfg: CfgNode) -> Words:
@@ -49,8 +64,7 @@ def _backbones(cfg: CfgNode) -> Words:
 def _first_stages(cfg: CfgNode) -> Words:
     """The first stages of this package's variants; a variant of your own may have any."""
     variant = cfg.MODEL.DETR.VARIANT
-    is_own = not VARIANT_REGISTRY.get(variant).__module__.startswith("groupdetr_d2.")
-    return (cfg.MODEL.DETR.TWO_STAGE,) if is_own else FIRST_STAGES.get(variant, ("",))
+    return FIRST_STAGES.get(variant, ("",)) if _is_own(variant) else (cfg.MODEL.DETR.TWO_STAGE,)
 
 
 def _compilers(cfg: CfgNode) -> Words:
@@ -60,10 +74,10 @@ def _compilers(cfg: CfgNode) -> Words:
 
 
 CHOICES: dict[str, Words | Callable[[CfgNode], Words]] = {
+    "MODEL.DETR.VARIANT": _variants,
     "MODEL.META_ARCHITECTURE": _meta_architectures,
     "MODEL.BACKBONE.NAME": _backbones,
     "MODEL.COMPILE": _compilers,
-    "MODEL.DETR.VARIANT": _variants,
     "MODEL.DETR.TWO_STAGE": _first_stages,
     "MODEL.DETR.PROJECTION_NORM": ("", "GN"),
     "SOLVER.OPTIMIZER": ("ADAMW",),

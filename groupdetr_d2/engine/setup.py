@@ -106,9 +106,10 @@ def check_test_sets(cfg: CfgNode) -> None:
     """
     check_registered(cfg.DATASETS.TEST)
     data = task_of(cfg).data
-    data.check_classes(cfg, cfg.DATASETS.TEST)
-    for name in cfg.DATASETS.TEST:
-        data.images_of(name, is_evaluated=True)
+    with first_process_first():  # it may have to make an index, or the set itself
+        data.check_classes(cfg, cfg.DATASETS.TEST)
+        for name in cfg.DATASETS.TEST:
+            data.images_of(name, is_evaluated=True)
 
 
 def settle_config(cfg: CfgNode) -> None:

@@ -80,6 +80,7 @@ def draw_frame(
     Returns:
         An image (about 2 height, W, 3) BGR.
     """
+    pictures = list(pictures)  # read once
     by_camera = {view["camera"]: (view, p) for view, p in zip(views, pictures, strict=True)}
     shape = max((p.shape[1] / p.shape[0] for p in pictures), default=16 / 9)
     width = round(height * shape)

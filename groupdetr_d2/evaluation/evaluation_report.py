@@ -116,13 +116,14 @@ def _pair(
     evaluation: Evaluation, image: ImageResult, mistakes: int, shown: Presentation
 ) -> list[np.ndarray]:
     assert image.truth and image.found and image.picture
-    try:
-        picture = image.picture()
-    except ImageReadError:
-        return []
     found = image.found()[image.scores >= evaluation.threshold]
     file = Path(image.name).name[-28:]
-    return [
-        shown.tile(f"truth {file}", picture, image.truth(), evaluation.names),
-        shown.tile(f"found, {mistakes} mistakes", picture, found, evaluation.names),
-    ]
+    titles = (f"truth {file}", f"found, {mistakes} mistakes")
+    try:
+        picture = image.picture()
+        return [
+            shown.tile(title, picture, instances, evaluation.names)
+            for title, instances in zip(titles, (image.truth(), found), strict=True)
+        ]
+    except ImageReadError:
+        return []

@@ -12,6 +12,24 @@ from .drawing3d import draw_frame
 from .drawn_boxes import DrawnBoxes
 
 
+class Photographs(Sequence):
+    """Photographs (H, W, 3) BGR in files, read one by one when they are asked for."""
+
+    def __init__(self, paths: Sequence[str]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place):
+        """Reads a photograph.
+
+        Raises:
+            ImageReadError: it cannot be read.
+        """
+        return read_bgr(self.paths[place])
+
+
 @dataclass(frozen=True)
 class FramePicture:
     """The photographs of a keyframe.
@@ -28,13 +46,12 @@ class FramePicture:
 
     @classmethod
     def of_record(cls, record: dict) -> "FramePicture":
-        """Reads the photographs of a keyframe's record, see data/nuscenes/index.py.
+        """Makes the picture of a keyframe's record, see data/nuscenes/index.py.
 
-        Raises:
-            ImageReadError: a photograph cannot be read.
+        Photographs are read when they are drawn on.
         """
         views = record["views"]
-        return cls(views, [read_bgr(view["file_name"]) for view in views])
+        return cls(views, Photographs([view["file_name"] for view in views]))
 
     @classmethod
     def of_input(cls, item: dict, image_format: str) -> "FramePicture":
@@ -50,7 +67,7 @@ class FramePicture:
 
     def fit(self, side: int) -> "FramePicture":
         """Chooses a height with which the drawn picture fits into a square."""
-        shape = max(p.shape[1] / p.shape[0] for p in self.photographs)
+        shape = max(view["width"] / view["height"] for view in self.views)
         # three photographs beside one another, and the square from above of twice their height;
         # between them are gaps of 16 pixels in all, and widths may be rounded up
         return replace(self, height=int((side - 18) / (3 * shape + 2)))

@@ -37,7 +37,7 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> FrameMapper:
         UserError: a key has a value that nothing can be built with.
     """
     views = cfg.INPUT.VIEWS
-    check_pair("INPUT.VIEWS.SIZE", views.SIZE)
+    check_pair("INPUT.VIEWS.SIZE", views.SIZE, smallest=1)
     check_pair("INPUT.VIEWS.SCALES", views.SCALES)
     check_pair("INPUT.VIEWS.SPACE_SCALES", views.SPACE_SCALES)
     earlier = None
@@ -75,13 +75,15 @@ def build_reader(cfg: CfgNode) -> Callable[[Any], tuple[FramePicture, dict]]:
 
 
 def check_pair(key: str, values: Sequence[float], smallest: float = 1e-6) -> None:
-    """Checks that a key has two numbers.
+    """Checks that a key has two numbers; those of at least 1 are whole ones.
 
     Raises:
         UserError: naming the key and its value.
     """
-    if len(values) != 2 or not all(isinstance(x, (int, float)) and x >= smallest for x in values):
-        raise UserError(f"{key} is {list(values)}; it has to be two numbers of at least {smallest}")
+    kinds = (int, float) if smallest < 1 else int
+    if len(values) != 2 or not all(isinstance(x, kinds) and x >= smallest for x in values):
+        what = "numbers" if smallest < 1 else "whole numbers"
+        raise UserError(f"{key} is {list(values)}; it has to be two {what} of at least {smallest}")
 
 
 def build_criterion(cfg: CfgNode) -> SetCriterion:

@@ -97,3 +97,13 @@ def test_configurations_of_earlier_versions_are_read(is_dino):
 def test_the_nearest_key_is_named():
     with pytest.raises(ConfigError, match="RECOMPUT .*nearest is MODEL.DETR.RECOMPUTE"):
         build_config("", ["MODEL.DETR.RECOMPUT", True])
+
+
+@pytest.mark.parametrize(
+    "variant, architecture",
+    [("petr", "GroupDETR"), ("conditional_detr", "GroupPETR"), ("dino", "GroupMask2Former")],
+)
+def test_a_variant_of_another_task_is_named(variant, architecture):
+    opts = ["MODEL.DETR.VARIANT", variant, "MODEL.META_ARCHITECTURE", architecture]
+    with pytest.raises(ChoiceError, match=f"META_ARCHITECTURE is '{architecture}'"):
+        build_config("", ["MODEL.DEVICE", "cpu", *opts])
