@@ -12,7 +12,6 @@ from torch import Tensor
 from ..data.augmentation import build_augmentation
 from ..data.image_file import picture_of_input
 from ..data.loader import DetectionMapper
-from ..errors import UserError
 from ..evaluation.coco_evaluator import RESULTS, CocoEvaluator
 from ..evaluation.coco_results import read_box_results
 from ..evaluation.drawing import draw_boxes
@@ -45,15 +44,8 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> DetectionMapper:
 
 
 def build_criterion(cfg: CfgNode) -> SetCriterion:
-    """Builds DETR's three costs and losses of boxes. The class cost is 2 in every variant.
-
-    Raises:
-        UserError: MODEL.DETR.MATCHES_PER_TARGET is below 1.
-    """
+    """Builds DETR's three costs and losses of boxes. The class cost is 2 in every variant."""
     detr = cfg.MODEL.DETR
-    if detr.MATCHES_PER_TARGET < 1:
-        number = detr.MATCHES_PER_TARGET
-        raise UserError(f"MODEL.DETR.MATCHES_PER_TARGET is {number}; it must be at least 1")
     return SetCriterion(
         costs=[
             Term(focal_cost, detr.CLASS_COST),

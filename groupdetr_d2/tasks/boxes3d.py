@@ -87,15 +87,8 @@ def check_pair(key: str, values: Sequence[float], smallest: float = 1e-6) -> Non
 
 
 def build_criterion(cfg: CfgNode) -> SetCriterion:
-    """Builds PETR's costs and losses: of classes by focal loss, of codes of boxes by L1.
-
-    Raises:
-        UserError: MODEL.DETR.MATCHES_PER_TARGET is below 1.
-    """
+    """Builds PETR's costs and losses: of classes by focal loss, of codes of boxes by L1."""
     detr = cfg.MODEL.DETR
-    if detr.MATCHES_PER_TARGET < 1:
-        number = detr.MATCHES_PER_TARGET
-        raise UserError(f"MODEL.DETR.MATCHES_PER_TARGET is {number}; it must be at least 1")
     return SetCriterion(
         costs=[
             Term(partial(focal_cost, eps=COST_EPS), detr.CLASS_COST),

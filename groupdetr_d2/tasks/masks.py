@@ -15,7 +15,6 @@ from ..data.image_file import picture_of_input
 from ..data.loader import DetectionMapper
 from ..data.mask_instances import mask_instances
 from ..data.segmentations import encode, polygons_of
-from ..errors import UserError
 from ..evaluation.coco_evaluator import RESULTS, CocoEvaluator
 from ..evaluation.coco_results import read_mask_results
 from ..evaluation.drawing import draw_masks
@@ -46,15 +45,8 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> DetectionMapper:
 
 
 def build_criterion(cfg: CfgNode) -> SetCriterion:
-    """Builds Mask2Former's costs and losses: of classes by softmax, of masks at points.
-
-    Raises:
-        UserError: MODEL.DETR.MATCHES_PER_TARGET is below 1.
-    """
+    """Builds Mask2Former's costs and losses: of classes by softmax, of masks at points."""
     detr = cfg.MODEL.DETR
-    if detr.MATCHES_PER_TARGET < 1:
-        number = detr.MATCHES_PER_TARGET
-        raise UserError(f"MODEL.DETR.MATCHES_PER_TARGET is {number}; it must be at least 1")
     no_object = {"no_object_weight": detr.NO_OBJECT_WEIGHT}
     weights = {"bce_weight": detr.MASK_COST, "dice_weight": detr.DICE_COST}
     return SetCriterion(

@@ -7,12 +7,12 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 
 from groupdetr_d2.checkpoint import GroupCheckpointer
-from groupdetr_d2.config import build_config
+from groupdetr_d2.config import build_config, check_ranges
+from groupdetr_d2.config.ranges import RangeError
 from groupdetr_d2.engine.freezing import freeze
 from groupdetr_d2.errors import UserError
 from groupdetr_d2.groups import QueryGroups
 from groupdetr_d2.losses.box2d import BoxTargets
-from groupdetr_d2.tasks.boxes import BOXES
 from tests.conftest import ROOT, make_batch, small_config, small_model
 from tests.losses.test_matching import box_criterion, random_predictions, random_targets
 
@@ -72,8 +72,8 @@ def test_naive_one_to_many_matches_every_target_so_often(counts):
 def test_a_number_of_matches_below_one_is_an_error():
     cfg = small_config("configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml")
     cfg.MODEL.DETR.MATCHES_PER_TARGET = 0
-    with pytest.raises(ValueError, match="MATCHES_PER_TARGET is 0"):
-        BOXES.build_criterion(cfg)
+    with pytest.raises(RangeError, match="MATCHES_PER_TARGET is 0"):
+        check_ranges(cfg)
 
 
 @pytest.mark.parametrize(
