@@ -1,7 +1,7 @@
 """The protocols of a checked data set and of a mapper, whatever a task's images are."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol, Self, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 
@@ -17,7 +17,7 @@ class ImageSet(Protocol):
     def is_wide(self) -> np.ndarray:
         """Whether the width of an image exceeds its height, (N,) bool."""
 
-    def with_objects(self) -> Self:
+    def with_objects(self) -> "ImageSet":
         """Returns the set without images that have no objects."""
 
     def __len__(self) -> int: ...

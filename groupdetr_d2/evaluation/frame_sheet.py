@@ -34,11 +34,10 @@ def draw_frame_sheet(presentation: Presentation, frames: NuScenesFrames, path: P
     tiles = []
     for place in np.linspace(0, len(frames) - 1, number).round().astype(int).tolist():
         record = frames[place]
+        title, names = f"{record['scene']} {record['sample_token']}", frames.class_names
+        picture, objects = FramePicture.of_record(record), true_instances(record)
         try:
-            picture = FramePicture.of_record(record)
+            tiles.append(presentation.tile(title, picture, objects, names))
         except ImageReadError:  # the findings name it
             continue
-        title = f"{record['scene']} {record['sample_token']}"
-        names = frames.class_names
-        tiles.append(presentation.tile(title, picture, true_instances(record), names))
     return bool(tiles) and cv2.imwrite(str(path), sheet(tiles, columns=presentation.columns))

@@ -1,12 +1,17 @@
 """check-data --nuscenes reports on a copy, and returns 1 where it has errors."""
 
 import json
+from pathlib import Path
 
+import cv2
 import pytest
 
 from groupdetr_d2.commands import build_parser
 from groupdetr_d2.commands import run as main
+from groupdetr_d2.data.nuscenes.catalog import open_frames
+from groupdetr_d2.evaluation.frame_sheet import draw_frame_sheet
 from groupdetr_d2.evaluation.nuscenes_data_report import check_nuscenes_data
+from groupdetr_d2.tasks.boxes3d import BOXES3D
 from tests.data.nuscenes.tiny_copy import write_copy
 
 
@@ -52,3 +57,14 @@ def test_pictures_are_drawn_of_good_copies(tmp_path, capsys):
     assert "pictures: " in printed and "images opened: 0" in printed
     assert check_nuscenes_data(args, lambda *_: 1 / 0) == 0
     assert "pictures cannot be drawn: ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_a_keyframe_whose_photograph_cannot_be_read_is_left_out_of_the_sheet(tmp_path):
+    root, path = tmp_path / "nuscenes", tmp_path / "sheet.jpg"
+    write_copy(root)
+    frames = open_frames(root, "v1.0-mini", "mini_train")
+    assert draw_frame_sheet(BOXES3D.presentation, frames, path)
+    whole = cv2.imread(str(path)).shape[0]
+    Path(frames[0]["views"][3]["file_name"]).write_bytes(b"no photograph")
+    assert draw_frame_sheet(BOXES3D.presentation, frames, path)
+    assert cv2.imread(str(path)).shape[0] == whole * (len(frames) - 1) // len(frames)
