@@ -64,11 +64,16 @@ def draw_tile(
         image: (H, W, 3) BGR.
         draw: draws on the scaled image, and returns it.
     """
-    scale = TILE_SIDE / max(image.shape[:2])
-    height, width = (max(1, round(n * scale)) for n in image.shape[:2])
-    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    image = scaled_to(image, TILE_SIDE)
     below, right = TILE_SIDE - image.shape[0], TILE_SIDE - image.shape[1]
     return put_title(draw(image), title, below=below, right=right)
+
+
+def scaled_to(image: np.ndarray, side: int) -> np.ndarray:
+    """Scales an image (H, W, 3) so that its longer side is `side`."""
+    scale = side / max(image.shape[:2])
+    height, width = (max(1, round(n * scale)) for n in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def put_title(image: np.ndarray, title: str, *, below: int = 0, right: int = 0) -> np.ndarray:

@@ -4,18 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from detectron2.structures import Instances
 
-from .drawing import TILE_SIDE, put_title
-
-
-def scaled_to(picture: np.ndarray, side: int) -> np.ndarray:
-    """Scales an image (H, W, 3) so that its longer side is `side`."""
-    scale = side / max(picture.shape[:2])
-    height, width = (max(1, round(n * scale)) for n in picture.shape[:2])
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+from .drawing import TILE_SIDE, put_title, scaled_to
 
 
 @dataclass(frozen=True)

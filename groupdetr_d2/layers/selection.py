@@ -16,12 +16,21 @@ def top_k(logits: Tensor, boxes: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor
     Returns:
         boxes xyxy in [0, 1] (B, k, 4), scores (B, k), classes (B, k); best first.
     """
-    num_classes = logits.shape[-1]
-    k = min(k, logits.shape[1] * num_classes)
-    scores, index = logits.sigmoid().flatten(1).topk(k, dim=1)  # (B, k)
-    query = torch.div(index, num_classes, rounding_mode="floor")
+    query, classes, scores = pairs_of(logits.sigmoid(), k)
     boxes_xyxy = box_cxcywh_to_xyxy(boxes).gather(1, query[..., None].expand(-1, -1, 4))
-    return boxes_xyxy, scores, index % num_classes
+    return boxes_xyxy, scores, classes
+
+
+def pairs_of(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Selects the k highest of probabilities (B, N, H).
+
+    Returns:
+        queries, classes and probabilities, (B, k) each, best first.
+    """
+    num_classes = probabilities.shape[-1]
+    k = min(k, probabilities.shape[1] * num_classes)
+    scores, index = probabilities.flatten(1).topk(k, dim=1)
+    return torch.div(index, num_classes, rounding_mode="floor"), index % num_classes, scores
 
 
 def best_pairs(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,8 +39,4 @@ def best_pairs(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         queries, classes and probabilities, (B, k) each, best first.
     """
-    probabilities = logits.softmax(-1)[..., :-1]
-    num_classes = probabilities.shape[-1]
-    k = min(k, probabilities.shape[1] * num_classes)
-    scores, index = probabilities.flatten(1).topk(k, dim=1)
-    return torch.div(index, num_classes, rounding_mode="floor"), index % num_classes, scores
+    return pairs_of(logits.softmax(-1)[..., :-1], k)

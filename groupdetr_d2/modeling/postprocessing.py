@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..layers.box3d_ops import decode_boxes
 from ..layers.mask_ops import boxes_around, masks_of
-from ..layers.selection import best_pairs, top_k
+from ..layers.selection import best_pairs, pairs_of, top_k
 from ..losses.mask import MaskPredictions
 from ..structures import sizes_of
 
@@ -54,10 +54,7 @@ def box3d_instances(
     Returns:
         per sample, `pred_boxes3d` (k', 9), `scores` and `pred_classes`, best first.
     """
-    num_classes = logits.shape[-1]
-    k = min(k, logits.shape[1] * num_classes)
-    scores, index = logits.sigmoid().flatten(1).topk(k, dim=1)  # (B, k)
-    query = torch.div(index, num_classes, rounding_mode="floor")
+    query, classes, scores = pairs_of(logits.sigmoid(), k)
     boxes = decode_boxes(codes.gather(1, query[..., None].expand(-1, -1, codes.shape[-1])))
     low, high = kept_range.unbind(0)
     inside = ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(-1)
@@ -66,7 +63,7 @@ def box3d_instances(
         instances = Instances(size)
         instances.pred_boxes3d = boxes[b][inside[b]]
         instances.scores = scores[b][inside[b]]
-        instances.pred_classes = (index[b] % num_classes)[inside[b]]
+        instances.pred_classes = classes[b][inside[b]]
         results.append(instances)
     return results
 
