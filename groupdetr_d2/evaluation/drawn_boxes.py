@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from detectron2.structures import Instances
 
-from ..data.nuscenes.geometry import BOX_SIZE, YAW
+from ..data.nuscenes.geometry import YAW
 from .drawing import class_colour
 
 
@@ -34,13 +34,6 @@ class DrawnBoxes:
         values = values[values.pred_boxes3d[:, : YAW + 1].isfinite().all(1)]
         boxes, classes = values.pred_boxes3d.double().numpy(), values.pred_classes.numpy()
         return cls(boxes, classes, values.scores.double().numpy())
-
-    @classmethod
-    def of_annotations(cls, annotations: Sequence[dict]) -> "DrawnBoxes":
-        """Takes "box" and "category_id" of the annotations of a dataset dict."""
-        boxes = np.array([a["box"] for a in annotations], dtype=np.float64)
-        classes = np.array([a["category_id"] for a in annotations], dtype=int)
-        return cls(boxes.reshape(-1, BOX_SIZE), classes)
 
     def colours(self) -> list[tuple[int, int, int]]:
         """Picks the BGR colour of each box by its class."""

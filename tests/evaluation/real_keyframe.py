@@ -36,6 +36,8 @@ def real_keyframe(root):
     frame = {
         "sample_token": own["token"],
         "views": views,
+        "height": 900,
+        "width": 1600,
         "annotations": annotations,
         "lidar2ego": np.array(own["lidar_points"]["lidar2ego"]),
         "ego2global": np.array(own["ego2global"]),

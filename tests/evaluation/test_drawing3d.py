@@ -24,6 +24,7 @@ from groupdetr_d2.evaluation.drawing3d import (
     projected_corners,
 )
 from groupdetr_d2.evaluation.drawn_boxes import DrawnBoxes
+from groupdetr_d2.evaluation.frame_sheet import true_instances
 from tests.evaluation.real_keyframe import real_boxes2d, real_keyframe
 
 NAN = float("nan")
@@ -243,9 +244,10 @@ def test_where_boxes_come_from():
         pred_classes=torch.tensor([0, 3]),
     )
     assert DrawnBoxes.of_found(instances).labels(CLASSES) == ["bus 0.25"]
-    annotated = DrawnBoxes.of_annotations([{"box": car(), "category_id": 8}])
+    frame = {"height": 9, "width": 9, "annotations": [{"box": car(), "category_id": 8}]}
+    annotated = DrawnBoxes.of_truth(true_instances(frame))
     assert annotated.labels(CLASSES) == ["pedestrian"] and annotated.boxes.shape == (1, 9)
-    assert len(DrawnBoxes.of_annotations([])) == 0
+    assert len(DrawnBoxes.of_truth(true_instances({**frame, "annotations": []}))) == 0
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +280,7 @@ def test_real_boxes_lie_on_their_2d_boxes(keyframe_root):
     Ours are level in the lidar's frame, which leans by two degrees: that costs 5 % of overlap.
     """
     frame, _ = real_keyframe(keyframe_root)
-    drawn = DrawnBoxes.of_annotations(frame["annotations"])
+    drawn = DrawnBoxes.of_truth(true_instances(frame))
     level = best_overlaps(
         keyframe_root,
         frame["views"],
@@ -305,7 +307,7 @@ def test_a_real_keyframe_is_drawn_on_its_objects_alone(keyframe_root, no_labels)
     objects without points, which are not drawn.
     """
     frame, photographs = real_keyframe(keyframe_root)
-    drawn = DrawnBoxes.of_annotations(frame["annotations"])
+    drawn = DrawnBoxes.of_truth(true_instances(frame))
     boxes, drawn_on = list(real_boxes2d(keyframe_root)), []
     for view, photograph in zip(frame["views"], photographs, strict=True):
         picture = draw_boxes3d(photograph, view["lidar2img"], drawn, None, CLASSES)
@@ -325,6 +327,6 @@ def test_a_real_keyframe_is_drawn_on_its_objects_alone(keyframe_root, no_labels)
 
 def test_a_real_frame_as_a_whole(keyframe_root):
     frame, photographs = real_keyframe(keyframe_root)
-    drawn = DrawnBoxes.of_annotations(frame["annotations"])
+    drawn = DrawnBoxes.of_truth(true_instances(frame))
     picture = draw_frame(frame["views"], photographs, drawn, None, CLASSES, height=180)
     assert picture.shape == (364, 3 * 320 + 8 + 4 + 364, 3)
