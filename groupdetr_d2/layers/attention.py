@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dropout import draw_keep_mask, draw_seed, keep_scale
+from .dropout import draw_keep_mask, draw_seed, keep_scale, mask_generator
 
-CHUNK = 2**21  # attention weights held at a time by attention with dropout on a CPU
+CHUNK = 2**18  # attention weights held at a time by attention with dropout on a CPU
 
 
 def attend(
@@ -87,10 +87,11 @@ def _cpu_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> T
 
 
 class _DropoutAttention(torch.autograd.Function):
-    """softmax(q k^T) with dropout, times v, a chunk of (image, head) pairs at a time.
+    """softmax(q k^T) with dropout, times v, a tile of the attention weights at a time.
 
-    PyTorch has no fused CPU kernel for attention with dropout. Backward computes a chunk's weights
-    and its mask again, from the seed, so that memory does not grow with queries x keys.
+    PyTorch has no fused CPU kernel for attention with dropout. Backward computes a tile's weights
+    and its mask again, from the seed, so that memory does not grow with queries x keys; a tile is
+    so small that it stays in the cache of a core.
     """
 
     @staticmethod
@@ -98,54 +99,58 @@ class _DropoutAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, attn_mask)
         ctx.p, ctx.seed = p, draw_seed()
         out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype)
-        for part, _, weights, keep in _weight_chunks(q, k, attn_mask, p, ctx.seed):
-            dropped = weights.mul_(keep).mul_(keep_scale(p)).to(v.dtype)
-            out.flatten(0, 1)[part] = torch.bmm(dropped, v.flatten(0, 1)[part])
-        return out
+        for pairs, rows, weights, keep in _weight_tiles(q, k, attn_mask, p, ctx.seed):
+            dropped = weights.mul_(keep).to(v.dtype)
+            out.flatten(0, 1)[pairs, rows] = torch.bmm(dropped, v.flatten(0, 1)[pairs])
+        return out.mul_(keep_scale(p))
 
     @staticmethod
     def backward(ctx, grad):
         q, k, v, attn_mask = ctx.saved_tensors
-        grads = [torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v)]
-        dq, dk, dv = (x.flatten(0, 1) for x in grads)
-        flat_v, grad = v.flatten(0, 1), grad.flatten(0, 1)
-        for part, (q_part, k_part), weights, keep in _weight_chunks(
-            q, k, attn_mask, ctx.p, ctx.seed
-        ):
-            scale = keep_scale(ctx.p)
-            dropped = (weights * keep).mul_(scale).to(grad.dtype)
-            dv[part] = torch.bmm(dropped.transpose(1, 2), grad[part])
-            d_weights = torch.bmm(grad[part], flat_v[part].transpose(1, 2)).to(weights.dtype)
-            d_weights.mul_(keep).mul_(scale)
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            d_scores = d_scores.mul_(q.shape[-1] ** -0.5).to(q.dtype)
-            dq[part] = torch.bmm(d_scores, k_part)
-            dk[part] = torch.bmm(d_scores.transpose(1, 2), q_part)
-        return *grads, None, None
-
-
-def _weight_chunks(q: Tensor, k: Tensor, attn_mask: Tensor | None, p: float, seed: int):
-    """Yields slices of the (B*heads) axis, their q and k, softmax weights and dropout masks."""
-    generator = torch.Generator().manual_seed(seed)
-    heads = q.shape[1]
-    q, k = q.flatten(0, 1), k.flatten(0, 1)  # (B*heads, length, C / heads)
-    size = max(1, CHUNK // (q.shape[1] * k.shape[1]))
-    for start in range(0, len(q), size):
-        part = slice(start, start + size)
-        scores = torch.bmm(q[part], k[part].transpose(1, 2)).to(
-            torch.promote_types(q.dtype, torch.float32)
+        dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
+        grad_of, q_of, k_of, v_of, dq_of, dk_of, dv_of = (
+            x.flatten(0, 1) for x in (grad * keep_scale(ctx.p), q, k, v, dq, dk, dv)
         )
-        scores.mul_(q.shape[-1] ** -0.5)
+        for pairs, rows, weights, keep in _weight_tiles(q, k, attn_mask, ctx.p, ctx.seed):
+            grad = grad_of[pairs, rows]
+            d_weights = torch.bmm(grad, v_of[pairs].transpose(1, 2)).to(weights.dtype).mul_(keep)
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_scores = d_scores.to(q.dtype)
+            dq_of[pairs, rows] = torch.bmm(d_scores, k_of[pairs])
+            dk_of[pairs].baddbmm_(d_scores.transpose(1, 2), q_of[pairs, rows])
+            dv_of[pairs].baddbmm_(weights.mul_(keep).to(grad.dtype).transpose(1, 2), grad)
+        scale = q.shape[-1] ** -0.5
+        return dq.mul_(scale), dk.mul_(scale), dv, None, None
+
+
+def _weight_tiles(q: Tensor, k: Tensor, attn_mask: Tensor | None, p: float, seed: int):
+    """Yields slices of (image, head) pairs and of queries, their softmax weights, and the mask."""
+    generator, scale = mask_generator(seed), q.shape[-1] ** -0.5
+    (_, heads, queries, _), keys = q.shape, k.shape[2]
+    q, k = q.flatten(0, 1), k.flatten(0, 1)  # (B*heads, length, C / heads)
+    for pairs, rows in _tiles(len(q), queries, keys):
+        part = q[pairs, rows]
+        scores = torch.baddbmm(part.new_empty(1), part, k[pairs].mT, beta=0, alpha=scale)
+        scores = scores.to(torch.promote_types(q.dtype, torch.float32))
         if attn_mask is not None:
-            images = torch.arange(start, min(start + size, len(q))) // heads
-            scores.masked_fill_(_rows_of_mask(attn_mask, images), float("-inf"))
-        weights = torch.softmax(scores, -1)
-        yield part, (q[part], k[part]), weights, draw_keep_mask(weights.shape, p, generator)
+            images = torch.arange(len(q))[pairs] // heads
+            scores.masked_fill_(_rows_of_mask(attn_mask, images, rows), float("-inf"))
+        keep = draw_keep_mask(scores.shape, p, generator)
+        yield pairs, rows, torch.softmax(scores, -1), keep
 
 
-def _rows_of_mask(attn_mask: Tensor, images: Tensor) -> Tensor:
-    """Selects the mask of a chunk: (queries, keys) whole, (B, 1, 1, keys) by image."""
-    return attn_mask if attn_mask.dim() == 2 else attn_mask[:, 0][images]
+def _tiles(pairs: int, queries: int, keys: int):
+    """Yields slices of pairs and of queries with at most CHUNK weights between them."""
+    pair_step = max(1, CHUNK // (queries * keys))
+    row_step = max(1, min(queries, CHUNK // keys))
+    for start in range(0, pairs, pair_step):
+        for row in range(0, queries, row_step):
+            yield slice(start, start + pair_step), slice(row, row + row_step)
+
+
+def _rows_of_mask(attn_mask: Tensor, images: Tensor, rows: slice) -> Tensor:
+    """Selects the mask of a tile from (queries, keys) or (B, 1, 1, keys)."""
+    return attn_mask[rows] if attn_mask.dim() == 2 else attn_mask[:, 0][images]
 
 
 class PackedAttention(nn.Module):
