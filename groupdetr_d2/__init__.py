@@ -15,7 +15,10 @@ __all__ = [
     "add_groupdetr_config",
     "build_optimizer",
     "build_training_loader",
+    "evaluate",
+    "export",
     "model_zoo",
+    "train",
 ]
 
 _HOMES = {
@@ -24,6 +27,9 @@ _HOMES = {
     "add_groupdetr_config": ".config",
     "build_optimizer": ".engine.solver",
     "build_training_loader": ".engine.training_data",
+    "evaluate": ".api",
+    "export": ".api",
+    "train": ".api",
 }
 # scripts set Detectron2's logger up, which then shows the lines of this package, too
 logging.getLogger(__name__).parent = logging.getLogger("detectron2")

@@ -311,6 +311,9 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.DATALOADER.ON_ERROR = "raise"
     # The different images that DATALOADER.ON_ERROR "skip" may leave out in a process.
     cfg.DATALOADER.MAX_SKIPPED = 100
+    # The most images of a batch in evaluation, in each process. They are of one size, so that none
+    # is padded to the size of another.
+    cfg.TEST.IMS_PER_BATCH = 1
 
 
 def _add_view_keys(cfg: CN) -> None:

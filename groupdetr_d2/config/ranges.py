@@ -48,6 +48,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.CHECKPOINT_PERIOD": (1, 10**12),
     "TEST.EVAL_PERIOD": (0, 10**12),
     "TEST.DETECTIONS_PER_IMAGE": (1, 10**6),
+    "TEST.IMS_PER_BATCH": (1, 10**4),
     "INPUT.IMAGE_SIZE": (0, LARGEST_IMAGE),
     "INPUT.MIN_SCALE": (1e-3, 100),
     "INPUT.MAX_SCALE": (1e-3, 100),

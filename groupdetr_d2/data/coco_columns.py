@@ -179,8 +179,12 @@ class CocoImages(Sequence):
     @property
     def is_wide(self) -> np.ndarray:
         """Whether the width of an image exceeds its height, (N,) bool."""
-        sizes = self.columns.sizes[self.chosen]
-        return sizes[:, 0] > sizes[:, 1]
+        return self.sizes[:, 0] > self.sizes[:, 1]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The width and height of each image, (N, 2)."""
+        return self.columns.sizes[self.chosen]
 
     @property
     def counts(self) -> np.ndarray:
@@ -213,6 +217,11 @@ class JoinedImages(Sequence):
     def is_wide(self) -> np.ndarray:
         """Whether the width of an image exceeds its height, (N,) bool."""
         return np.concatenate([part.is_wide for part in self.parts])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The width and height of each image, (N, 2)."""
+        return np.concatenate([part.sizes for part in self.parts])
 
     @property
     def counts(self) -> np.ndarray:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,13 +69,53 @@ def read_array(path: str | Path, image_format: str) -> np.ndarray:
     with Path(path).open("rb") as file, Image.open(file) as image:
         image.load()
         _say_pages(str(path), getattr(image, "n_frames", 1))
-        orientation = orientation_of(image)
-        picture: Image.Image = image
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            picture = Image.fromarray(eight_bits(np.asarray(image)))
-        method = TURNS.get(orientation)
-        turned = picture if method is None else picture.transpose(method)
-        return convert_PIL_to_numpy(turned, image_format)
+        return array_of(image, image_format)
+
+
+def array_of(image: Image.Image, image_format: str) -> np.ndarray:
+    """Makes (H, W, 3) uint8 of one of Pillow's images, of any mode, upright.
+
+    Args:
+        image_format: RGB or BGR.
+    """
+    method = TURNS.get(orientation_of(image))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(eight_bits(np.asarray(image)))
+    return convert_PIL_to_numpy(image if method is None else image.transpose(method), image_format)
+
+
+def read_any(image: Any) -> np.ndarray:
+    """Makes (H, W, 3) uint8 BGR of what a user has for an image.
+
+    Args:
+        image: a path; one of Pillow's images; an array that :func:`as_bgr` takes; a tensor (3, H,
+            W) or (1, H, W), RGB, of numbers that :func:`eight_bits` takes.
+
+    Raises:
+        ImageReadError: it is none of these, or the file cannot be read.
+    """
+    if isinstance(image, (str, Path)):
+        return read_bgr(image)
+    if isinstance(image, Image.Image):
+        return array_of(image, "BGR")
+    if isinstance(image, np.ndarray):
+        return as_bgr(image)
+    if isinstance(image, torch.Tensor):
+        return _bgr_of_tensor(image)
+    kind = type(image).__name__
+    hint = ". Keyframes are for models of several cameras" if kind == "dict" else ""
+    raise ImageReadError(f"a {kind} is no image: give a path or an array{hint}")
+
+
+def _bgr_of_tensor(image: torch.Tensor) -> np.ndarray:
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or image.is_complex():
+        raise ImageReadError(
+            f"a tensor of shape {tuple(image.shape)} and type {image.dtype} is no image: it has to "
+            "be (3, height, width) RGB or (1, height, width) grey"
+        )
+    numbers = image.detach().cpu()
+    values = numbers.float() if numbers.dtype in (torch.bfloat16, torch.float16) else numbers
+    return as_bgr(values.flip(0).permute(1, 2, 0).numpy())  # BGR
 
 
 def orientation_of(image: Image.Image) -> int:

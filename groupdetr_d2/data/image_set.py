@@ -17,6 +17,10 @@ class ImageSet(Protocol):
     def is_wide(self) -> np.ndarray:
         """Whether the width of an image exceeds its height, (N,) bool."""
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """The width and height of each image, (N, 2)."""
+
     def with_objects(self) -> "ImageSet":
         """Returns the set without images that have no objects."""
 

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
-from detectron2.data.common import DatasetFromList
+from detectron2.data.common import DatasetFromList, MapDataset
 from detectron2.data.detection_utils import (
     annotations_to_instances,
     check_image_size,
     filter_empty_instances,
     transform_instance_annotations,
 )
+from detectron2.data.samplers import InferenceSampler
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -269,10 +269,39 @@ def start_from(loader: object, *, start_iter: int, seed: int) -> bool:
     return True
 
 
-def build_test_loader(cfg, images: ImageSet, mapper: Callable):
-    """Builds batches of one image, as the official codes evaluate."""
-    return build_detection_test_loader(
-        images,
-        mapper=mapper,
+class SameSizeBatches(Sampler):
+    """The images of this process once each, in batches of images of one size.
+
+    No image is padded to the size of another, so that detections do not depend on the batch.
+
+    Args:
+        sizes: (N, 2), width and height of each image.
+        batch_size: the most images of a batch; with 1 the order of the images is kept.
+    """
+
+    def __init__(self, sizes: np.ndarray, batch_size: int):
+        self.batches: list[list[int]] = []
+        growing: dict[tuple[int, int], list[int]] = {}
+        for index in InferenceSampler(len(sizes)) if len(sizes) else ():
+            batch = growing.setdefault(tuple(sizes[index].tolist()), [])
+            if not batch:
+                self.batches.append(batch)
+            batch.append(index)
+            if len(batch) == batch_size:
+                growing.pop(tuple(sizes[index].tolist()))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def build_test_loader(cfg, images: ImageSet, mapper: Callable) -> DataLoader:
+    """Builds batches of TEST.IMS_PER_BATCH images of one size; the official codes take one."""
+    return DataLoader(
+        MapDataset(images, mapper),
+        batch_sampler=SameSizeBatches(images.sizes, cfg.TEST.IMS_PER_BATCH),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=list,
     )

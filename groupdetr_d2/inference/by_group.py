@@ -11,12 +11,18 @@ def detections_by_group(
     model: SetPredictor, predictions: Predictions, groups: QueryGroups, image: dict
 ) -> list[Instances]:
     """Postprocesses every group's predictions on an image as the primary group's, on the CPU."""
-    return [detections_of_group(model, predictions, groups, image, k) for k in groups.numbers()]
+    return [
+        detections_of_group(model, predictions, groups, [image], k)[0] for k in groups.numbers()
+    ]
 
 
 def detections_of_group(
-    model: SetPredictor, predictions: Predictions, groups: QueryGroups, image: dict, group: int
-) -> Instances:
-    """Postprocesses one group's predictions on an image as the primary group's, on the CPU."""
+    model: SetPredictor,
+    predictions: Predictions,
+    groups: QueryGroups,
+    images: list[dict],
+    group: int,
+) -> list[Instances]:
+    """Postprocesses one group's predictions on images as the primary group's, on the CPU."""
     part = predictions.of_group(group, groups)
-    return model.postprocess(part, [image])[0]["instances"].to("cpu")
+    return [x["instances"].to("cpu") for x in model.postprocess(part, images)]

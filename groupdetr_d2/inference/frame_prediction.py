@@ -14,8 +14,9 @@ from ..evaluation.frame_sheet import true_instances
 from ..evaluation.nuscenes_evaluator import RESULTS
 from ..evaluation.nuscenes_evaluator import write_results as write_nuscenes_results
 from ..evaluation.nuscenes_results import FrameBoxes, accepted
+from .detections import Detections, write_picture
 from .frame_selection import FrameFinder, SceneFrames
-from .predictor import Detections, Predictor, write_picture
+from .predictor import Predictor
 from .work import EndOfWork, say, say_objects, write_results
 
 RATE = 2.0  # keyframes a second

@@ -14,7 +14,8 @@ from PIL import Image
 from ..data.image_file import ImageReadError
 from ..errors import UserError
 from ..evaluation import html_report
-from .predictor import Detections, Predictor
+from .detections import Detections
+from .predictor import Predictor
 
 HOST = "127.0.0.1"  # other machines cannot reach it
 KEPT_SECONDS = 600  # uploads and pictures of the page

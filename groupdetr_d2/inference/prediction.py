@@ -17,8 +17,9 @@ from ..data.image_file import SUFFIXES, find_image_files, passed_over
 from ..data.video import VIDEO_SUFFIXES, VideoWriter, read_frames
 from ..errors import UserError
 from ..tasks.task import Task
+from .detections import write_whole
 from .frame_prediction import predict_frames
-from .predictor import Predictor, write_whole
+from .predictor import Predictor
 from .work import EndOfWork, check_arguments, say, say_objects, write_results
 
 

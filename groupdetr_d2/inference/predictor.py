@@ -1,184 +1,231 @@
-"""The predictor: a checkpoint and an image or a keyframe in, detections and a picture out."""
+"""The predictor: a checkpoint and images or keyframes in, detections and pictures out."""
 
+import difflib
+import itertools
 import math
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
-import cv2
-import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
+from torch import Tensor
 
 from ..checkpoint.restoring import restore
-from ..data.nuscenes.geometry import moved_boxes
+from ..config.choices import check_device
 from ..errors import UserError
 from ..modeling.meta_arch import task_of
-from ..tasks.task import Task
 from .augmented import build_evaluated_model
 from .by_group import detections_of_group
+from .detections import Detections
 
 DEFAULT_THRESHOLD = 0.5  # of scores, where no evaluation has found a better one
 
 
-@dataclass
-class Detections:
-    """The detections on one image, or in one keyframe.
-
-    Attributes:
-        image: what is drawn on: (H, W, 3) BGR, or the FramePicture of a keyframe.
-        instances: with scores, pred_classes and what the task predicts; on the CPU.
-        names: of the classes.
-        about: what the model's input says besides its images, such as "sample_token", "lidar2ego"
-            and "ego2global" of a keyframe.
-    """
-
-    image: Any
-    instances: Instances
-    names: list[str]
-    task: Task
-    about: dict = field(default_factory=dict)
-
-    def records(self) -> list[dict]:
-        """Lists the detections as plain values, best first; see the task's `records`."""
-        return self.task.records(self.instances, self.names)
-
-    def draw(self) -> np.ndarray:
-        """Draws the detections on a copy of the image, (H, W, 3) BGR."""
-        return self.task.draw(self.image, self.instances, self.names)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the picture to a file, see :func:`write_picture`."""
-        write_picture(Path(path), self.draw())
-
-    def boxes_in(self, frame: str) -> np.ndarray:
-        """Returns the boxes (M, 9) of a keyframe in another frame of reference.
-
-        Args:
-            frame: "lidar", in which the records are, "ego" of the vehicle, or "global".
-
-        Raises:
-            UserError: the model finds no boxes in space, or there is no such frame.
-        """
-        if not self.instances.has("pred_boxes3d"):
-            raise UserError("only models of several cameras find boxes in space")
-        lidar2ego, ego2global = (np.asarray(self.about[k]) for k in ("lidar2ego", "ego2global"))
-        moves = {"lidar": np.eye(4), "ego": lidar2ego, "global": ego2global @ lidar2ego}
-        if frame not in moves:
-            raise UserError(f"{frame!r} is no frame of reference; it can be {', '.join(moves)}")
-        return moved_boxes(self.instances.pred_boxes3d.double().numpy(), moves[frame])
-
-
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Writes an image (H, W, 3) BGR to a file, whose folder is made.
-
-    Raises:
-        UserError: no picture can be written under that name.
-        OSError: the disk is full, or there is no permission.
-    """
-    try:
-        is_encoded, content = cv2.imencode(path.suffix, picture)
-    except cv2.error:
-        is_encoded = False
-    if not is_encoded:
-        raise UserError(f"{path} cannot be written: is it a name such as seen.jpg?")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content.tobytes())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file under another name first, so that it is whole or not there."""
-    unfinished = path.with_name(f".{os.getpid()}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
 class Predictor:
-    """A trained model, ready for single images, or for keyframes if it sees several cameras.
+    """A trained model, ready for images, or for keyframes if it sees several cameras.
 
     Args:
         weights: a checkpoint of this package; it carries its configuration and class names.
         threshold: detections with a lower score are left out; if not given, the one that had the
             best F1 in the training's last evaluation, or 0.5 before any.
+        classes: names of the classes to find; all if not given.
+        batch_size: the most images of one size that go through the model together.
+        device: "cpu", "cuda", "cuda:1", ...; a GPU if there is one.
+        half: whether to compute in half precision: float16 on a GPU, bfloat16 on a CPU.
+        image_size: pixels of an image's shorter side, in place of INPUT.MIN_SIZE_TEST; the bound
+            of the longer side is scaled by as much.
+        max_detections: the most detections on an image, in place of TEST.DETECTIONS_PER_IMAGE.
         opts: overrides of the configuration, ``["KEY", value, ...]``; with ``["TEST.AUG.ENABLED",
             True]`` every image is seen in several sizes and flipped.
 
     Attributes:
+        names: of the classes.
         prepare: what a user gives -> what is drawn on and the model's input.
 
     Raises:
         CheckpointError: the file is none of this package's checkpoints.
+        UserError: an argument is wrong.
     """
 
     def __init__(
-        self, weights: str | Path, *, threshold: float | None = None, opts: list | None = None
+        self,
+        weights: str | Path,
+        *,
+        threshold: float | None = None,
+        classes: Sequence[str] | None = None,
+        batch_size: int = 8,
+        device: str | None = None,
+        half: bool = False,
+        image_size: int | None = None,
+        max_detections: int | None = None,
+        opts: Sequence | None = None,
     ):
-        restored = restore(weights, opts or [])
+        own = overrides(device, max_detections)
+        restored = restore(
+            weights,
+            [*own, *(opts or ())],
+            settle=None if image_size is None else lambda cfg: set_image_size(cfg, image_size),
+        )
         known = restored.threshold if threshold is None else check_threshold(threshold)
         self.threshold = DEFAULT_THRESHOLD if known is None else known
         self.cfg, self.model, self.names = restored.cfg, restored.model, restored.classes
-        self.task = task_of(self.cfg)
+        self.task, self.batch_size = task_of(self.cfg), check_count("batch_size", batch_size)
+        self.kept = None if classes is None else numbers_of(classes, self.names)
+        self.half = half
         self.detector = build_evaluated_model(self.cfg, self.model).eval()
         self.prepare = self.task.build_reader(self.cfg)
 
-    @overload
     def __call__(
-        self,
-        image: str | Path | np.ndarray | dict,
-        *,
-        threshold: float | None = None,
-        group: int | None = None,
-    ) -> Detections: ...
-    @overload
-    def __call__(
-        self, image: Sequence, *, threshold: float | None = None, group: int | None = None
-    ) -> list[Detections]: ...
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        image: str | Path | np.ndarray | dict | Sequence,
-        *,
-        threshold: float | None = None,
-        group: int | None = None,
-    ) -> Detections | list[Detections]:
-        """Detects on a file, an array, a keyframe or a list of them.
+        self, image: Any, *, threshold: float | None = None, group: int | None = None
+    ) -> Any:
+        """Detects on an image, a keyframe, or several.
 
         Args:
-            image: a path; an array (H, W, 3) BGR, (H, W, 4) BGRA or (H, W) grey, of bytes or of
-                numbers of any range, which `eight_bits` makes bytes of; for a model of several
-                cameras the record of a keyframe, `NuScenesFrames[i]`; or a list of such.
+            image: a path; a PIL image; an array (H, W, 3) BGR, (H, W, 4) BGRA or (H, W) grey, of
+                bytes or of numbers of any range, which `eight_bits` makes bytes of; a tensor
+                (3, H, W) or (1, H, W), RGB, of bytes or of floats in [0, 1]; for a model of several
+                cameras the record of a keyframe, `NuScenesFrames[i]`. Several are a sequence of
+                such, an array (B, H, W, 3), a tensor (B, 3, H, W), or an iterator.
             threshold: in place of the predictor's own.
             group: the group of queries to detect with, 0 .. K-1; the primary one if not given.
+
+        Returns:
+            :class:`Detections`; a list of them for several images; an iterator for an iterator,
+            which takes no more than a batch of images in advance.
 
         Raises:
             ImageReadError: the file cannot be read, or the array is no image.
             UserError: the model has no such group, or sees something else.
         """
-        if isinstance(image, Sequence) and not isinstance(image, (str, bytes)):
-            return [self(x, threshold=threshold, group=group) for x in image]
-        picture, inputs = self.prepare(image)
-        if group is None:
-            found = self.detector([inputs])[0]["instances"].to("cpu")
-        else:
-            found = self._detect_with(group, inputs)
         lowest = self.threshold if threshold is None else check_threshold(threshold)
-        about = {key: x for key, x in inputs.items() if key not in ("image", "original")}
-        return Detections(picture, found[found.scores >= lowest], self.names, self.task, about)
+        if isinstance(image, Iterator):
+            return self._stream(image, lowest, group)
+        if is_several(image):
+            return list(self._stream(image, lowest, group))
+        return next(self._stream([image], lowest, group))
 
-    def _detect_with(self, group: int, inputs: dict) -> Instances:
+    def _stream(
+        self, images: Iterable, threshold: float, group: int | None
+    ) -> Iterator[Detections]:
+        """Yields the detections of each image, a batch at a time."""
+        images = iter(images)
+        while window := list(itertools.islice(images, self.batch_size)):
+            pictures, inputs = zip(*map(self.prepare, window), strict=True)
+            for picture, x, found in zip(pictures, inputs, self.detect(inputs, group), strict=True):
+                about = {key: value for key, value in x.items() if key not in ("image", "original")}
+                chosen = self._chosen(found, threshold)
+                yield Detections(picture, chosen, self.names, self.task, about)
+
+    def _chosen(self, found: Instances, threshold: float) -> Instances:
+        is_kept = found.scores >= threshold
+        if self.kept is not None:
+            is_kept &= torch.isin(found.pred_classes, self.kept)
+        return found[is_kept]
+
+    @torch.no_grad()
+    def detect(self, inputs: Sequence[dict], group: int | None = None) -> list[Instances]:
+        """Detects on a model's inputs; those of one size go through the model together.
+
+        An image is thus never padded to the size of another, which would change its detections.
+
+        Args:
+            group: see :meth:`__call__`.
+
+        Returns:
+            all detections of each input, on the CPU.
+        """
+        found: dict[int, Instances] = {}
+        dtype = torch.bfloat16 if self.model.device.type == "cpu" else torch.float16
+        for places in by_size(inputs, self.batch_size):
+            batch = [inputs[i] for i in places]
+            with torch.autocast(self.model.device.type, dtype, enabled=self.half):
+                if group is None:
+                    results = [x["instances"].to("cpu") for x in self.detector(batch)]
+                else:
+                    results = self._detect_with(group, batch)
+            found.update(zip(places, results, strict=True))
+        return [found[i] for i in range(len(inputs))]
+
+    def _detect_with(self, group: int, batch: list[dict]) -> list[Instances]:
         groups = self.model.groups.separate()
         numbers = groups.numbers()
         if group not in numbers:
             raise UserError(f"group {group} does not exist: the model has 0 .. {numbers[-1]}")
-        predictions = self.model.predict([inputs], groups)
-        return detections_of_group(self.model, predictions, groups, inputs, group)
+        predictions = self.model.predict(batch, groups)
+        return detections_of_group(self.model, predictions, groups, batch, group)
+
+
+def is_several(image: Any) -> bool:
+    """Whether what a user gives are several images: a sequence, or an array of four dimensions."""
+    if isinstance(image, Sequence):
+        return not isinstance(image, (str, bytes))
+    return getattr(image, "ndim", 0) == 4
+
+
+def by_size(inputs: Sequence[dict], limit: int) -> Iterator[list[int]]:
+    """Yields the places of inputs whose images have one size, at most `limit` at a time."""
+    places: dict[tuple, list[int]] = {}
+    for i, x in enumerate(inputs):
+        places.setdefault(tuple(x["image"].shape), []).append(i)
+    for same in places.values():
+        for start in range(0, len(same), limit):
+            yield same[start : start + limit]
+
+
+def overrides(device: str | None, max_detections: int | None) -> list:
+    """Makes overrides of the configuration of a predictor's arguments.
+
+    Raises:
+        UserError: an argument is wrong.
+    """
+    opts: list = []
+    if device is not None:
+        check_device("device", device)
+        opts += ["MODEL.DEVICE", device]
+    if max_detections is not None:
+        check_count("max_detections", max_detections)
+        opts += ["TEST.DETECTIONS_PER_IMAGE", max_detections]
+    return opts
+
+
+def set_image_size(cfg: CfgNode, size: int) -> None:
+    """Sets the shorter side of images in pixels, and scales the bound of the longer side.
+
+    Raises:
+        UserError: it is no such number, or the model's images are of one size.
+    """
+    check_count("image_size", size)
+    if task_of(cfg).sees != "images":
+        raise UserError("image_size: the photographs of several cameras have the size INPUT.VIEWS")
+    ratio = cfg.INPUT.MAX_SIZE_TEST / max(1, cfg.INPUT.MIN_SIZE_TEST)
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = size, round(size * ratio)
+
+
+def numbers_of(classes: Sequence[str], names: Sequence[str]) -> Tensor:
+    """Returns the numbers of the classes of some names.
+
+    Raises:
+        UserError: the model has no class of a name; the nearest is named.
+    """
+    wanted = [classes] if isinstance(classes, str) else list(classes)
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=3, cutoff=0)
+            raise UserError(f"the model has no class {name!r}; near names: {', '.join(near)}")
+    return torch.tensor([names.index(name) for name in wanted], dtype=torch.int64)
+
+
+def check_count(name: str, value: int) -> int:
+    """Checks that an argument is a whole number of at least 1.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name} is {value!r}; it is a whole number, 1 or more")
+    return value
 
 
 def check_threshold(threshold: float) -> float:

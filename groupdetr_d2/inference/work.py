@@ -17,7 +17,7 @@ from typing import TextIO
 from ..config.choices import check_device
 from ..errors import UserError
 from ..tasks.task import Task
-from .predictor import write_whole
+from .detections import write_whole
 
 
 class EndOfWork:

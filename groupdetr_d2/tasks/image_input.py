@@ -1,17 +1,16 @@
 """The input of models of single images, made of what a user has: a file or an array."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
 
-from ..data.image_file import ImageReadError, as_bgr, channels_first, read_bgr
+from ..data.image_file import channels_first, read_any
 from ..data.resize import ResizeShortestSide
 
 
 class ImageReader:
-    """Makes a model's input of a path, or of an array that `as_bgr` takes.
+    """Makes a model's input of what `read_any` takes: a path, an array and so on.
 
     Args:
         image_format: RGB or BGR.
@@ -28,14 +27,7 @@ class ImageReader:
         Raises:
             ImageReadError: the file cannot be read, or it is no image.
         """
-        if isinstance(image, np.ndarray):
-            image = as_bgr(image)
-        elif isinstance(image, (str, Path)):
-            image = read_bgr(image)
-        else:
-            kind = type(image).__name__
-            hint = ". Keyframes are for models of several cameras" if kind == "dict" else ""
-            raise ImageReadError(f"a {kind} is no image: give a path or an array{hint}")
+        image = read_any(image)
         rgb = image if self.image_format == "BGR" else image[:, :, ::-1]
         resized = self.resize.get_transform(rgb).apply_image(rgb)
         height, width = image.shape[:2]

@@ -70,8 +70,12 @@ class NuScenesFrames(Sequence):
     @property
     def is_wide(self) -> np.ndarray:
         """Whether the width of the front image exceeds its height, (N,) bool."""
-        sizes = self.arrays.image_size[self.arrays.key_images[self.chosen, 0]]
-        return sizes[:, 0] > sizes[:, 1]
+        return self.sizes[:, 0] > self.sizes[:, 1]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The width and height of each front image, (N, 2)."""
+        return self.arrays.image_size[self.arrays.key_images[self.chosen, 0]]
 
     @property
     def tokens(self) -> list[str]:
