@@ -96,6 +96,7 @@ class _DropoutAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, attn_mask, p):
+        q = q * q.shape[-1] ** -0.5
         ctx.save_for_backward(q, k, v, attn_mask)
         ctx.p, ctx.seed = p, draw_seed()
         out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype)
@@ -119,18 +120,19 @@ class _DropoutAttention(torch.autograd.Function):
             dq_of[pairs, rows] = torch.bmm(d_scores, k_of[pairs])
             dk_of[pairs].baddbmm_(d_scores.transpose(1, 2), q_of[pairs, rows])
             dv_of[pairs].baddbmm_(weights.mul_(keep).to(grad.dtype).transpose(1, 2), grad)
-        scale = q.shape[-1] ** -0.5
-        return dq.mul_(scale), dk.mul_(scale), dv, None, None
+        return dq.mul_(q.shape[-1] ** -0.5), dk, dv, None, None
 
 
 def _weight_tiles(q: Tensor, k: Tensor, attn_mask: Tensor | None, p: float, seed: int):
-    """Yields slices of (image, head) pairs and of queries, their softmax weights, and the mask."""
-    generator, scale = mask_generator(seed), q.shape[-1] ** -0.5
+    """Yields slices of (image, head) pairs and of queries, their softmax weights, and the mask.
+
+    The queries are scaled already.
+    """
+    generator = mask_generator(seed)
     (_, heads, queries, _), keys = q.shape, k.shape[2]
     q, k = q.flatten(0, 1), k.flatten(0, 1)  # (B*heads, length, C / heads)
     for pairs, rows in _tiles(len(q), queries, keys):
-        part = q[pairs, rows]
-        scores = torch.baddbmm(part.new_empty(1), part, k[pairs].mT, beta=0, alpha=scale)
+        scores = torch.bmm(q[pairs, rows], k[pairs].mT)
         scores = scores.to(torch.promote_types(q.dtype, torch.float32))
         if attn_mask is not None:
             images = torch.arange(len(q))[pairs] // heads
