@@ -9,8 +9,9 @@ EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 SERVE = ["gradio>=5"]
 FAST = ["faster-coco-eval>=1.6"]  # evaluation in a tenth of the time; pycocotools otherwise
 NUSCENES = ["nuscenes-devkit>=1.2,<2", "tqdm"]  # which needs NumPy below 2
+HUB = ["huggingface_hub>=0.30"]  # weights from hf://owner/name
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.50", "playwright>=1.45"]
-TEST += [*EXPORT, *SERVE, *FAST, *NUSCENES]
+TEST += [*EXPORT, *SERVE, *FAST, *NUSCENES, *HUB]
 
 
 class BuildWithConfigs(build_py):
@@ -73,6 +74,7 @@ setup(
         "serve": SERVE,
         "fast": FAST,
         "nuscenes": NUSCENES,
+        "hub": HUB,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.5", "mypy>=1.10", "pre-commit>=3"],
     },

@@ -8,8 +8,10 @@ from pathlib import Path
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
+from ..distributed import first_process_first
 from ..errors import UserError
 from ..name_patterns import matching_names
+from . import torchvision_files  # noqa: F401  registers torchvision://
 from .files import (
     CheckpointError,
     CheckpointWriteError,
@@ -19,6 +21,8 @@ from .files import (
     write_safely,
 )
 from .fitting import fit_state_dict, unmatched_classes
+from .hub import is_address
+from .hub_weights import local_file
 from .loading_report import report_loading, states_of
 from .official import resnet_key
 from .structure import check_filled, check_structure
@@ -52,9 +56,15 @@ class GroupCheckpointer(DetectionCheckpointer):
         self.unmatched: list[str] = []
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
-        """Loads a checkpoint as Detectron2 does, with an error that names a missing file."""
+        """Loads a checkpoint as Detectron2 does, with an error that names a missing file.
+
+        Models of the Hugging Face hub, hf://owner/name, are converted first.
+        """
         self.is_new_use = checkpointables == []
         self.wanted = self.load_only if self.is_new_use else ()
+        if is_address(path):
+            with first_process_first():
+                path = str(local_file(path))
         if not path:
             logger.warning("MODEL.WEIGHTS is empty: the whole model starts from random weights")
         if path and "://" not in path and not os.path.isfile(path):

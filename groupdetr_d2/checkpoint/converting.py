@@ -14,7 +14,6 @@ from ..config import build_config
 from ..config.files import config_folder
 from ..errors import UserError
 from . import (
-    CheckpointError,
     conditional_detr,
     dab_deformable_detr,
     dab_detr,
@@ -28,7 +27,7 @@ from . import (
     petr,
     sam_detr,
 )
-from .files import check_sums, write_safely
+from .files import CheckpointError, check_sums, write_safely
 from .run_info import RunInfo
 from .safe_pickle import load_pickle
 from .structure import check_structure
@@ -77,21 +76,15 @@ SOURCES: dict[str, tuple[Any, str]] = {
 
 def convert_file(args: argparse.Namespace) -> None:
     """Converts a file; checks it against the keys and shapes of the model."""
-    converter, default_config = SOURCES[args.source]
+    default_config = SOURCES[args.source][1]
     cfg = build_config(args.config_file or str(config_folder() / default_config), args.opts)
     official, trained_with = read_official(args.input)
     sys.stderr.write(petr.validation_warning(args.input))
     check_dilation(cfg, trained_with, args.input)
     detr = cfg.MODEL.DETR
-    sizes = {"num_queries": detr.NUM_OBJECT_QUERIES, "num_classes": detr.NUM_CLASSES}
-    try:
-        converted, unmapped = converter.convert_state_dict(official, **sizes)
-    except CheckpointError as error:
-        raise CheckpointError(f"{args.input}: {error}") from error
-    except Exception as error:  # tensors of strange shapes raise many kinds
-        raise CheckpointError(
-            f"{args.input} is no checkpoint of {args.source}: {type(error).__name__}: {error}"
-        ) from error
+    converted, unmapped = convert_tensors(
+        args.source, official, detr.NUM_OBJECT_QUERIES, detr.NUM_CLASSES, args.input
+    )
     shape = converted.get("head.queries.bank.shape")
     if shape is not None:
         detr.NUM_GROUPS = int(shape[0])
@@ -109,6 +102,35 @@ def convert_file(args: argparse.Namespace) -> None:
         f"{args.output}: {len(converted)} tensors, {queries}{len(unmapped)} official keys without "
         "a home\n"
     )
+
+
+def convert_tensors(
+    source: str,
+    official: dict[str, torch.Tensor],
+    num_queries: int,
+    num_classes: int,
+    path: str,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Renames the tensors of a source; also returns those that have no name here.
+
+    Args:
+        num_queries: N of the model.
+        num_classes: 80 selects COCO's classes from 91 rows.
+        path: what errors call the file.
+
+    Raises:
+        CheckpointError: they are none of that source.
+    """
+    try:
+        return SOURCES[source][0].convert_state_dict(
+            official, num_queries=num_queries, num_classes=num_classes
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # tensors of strange shapes raise many kinds
+        raise CheckpointError(
+            f"{path} is no checkpoint of {source}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def read_official(path: str) -> tuple[dict[str, torch.Tensor], argparse.Namespace]:

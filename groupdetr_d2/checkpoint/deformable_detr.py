@@ -53,7 +53,8 @@ def _repeats(key: str, value: torch.Tensor, tensors: StateDict) -> bool:
     if not part or part[2] == "0":
         return False
     pair = "class_embed.{}.weight bbox_embed.{}.layers.0.weight".split()
-    return all(torch.equal(tensors[x.format(part[2])], tensors[x.format(0)]) for x in pair)
+    pairs = [(tensors.get(x.format(part[2])), tensors.get(x.format(0))) for x in pair]
+    return all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)
 
 
 def stack(converted: StateDict, prepared: StateDict) -> StateDict:

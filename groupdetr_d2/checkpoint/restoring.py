@@ -12,6 +12,7 @@ from ..config.upgrade import upgrade
 from ..modeling.meta_arch import SetPredictor
 from .checkpointer import GroupCheckpointer, read_content
 from .files import CheckpointError
+from .hub_weights import local_file
 from .structure import check_sizes, config_text, used_tensors
 from .thresholds import find_threshold
 
@@ -35,7 +36,8 @@ def restore(
     """Builds the model of a checkpoint from the configuration that it carries.
 
     Args:
-        weights: a checkpoint of a groupdetr_d2 training.
+        weights: a checkpoint of a groupdetr_d2 training, or a model of the Hugging Face hub,
+            hf://owner/name.
         opts: overrides of the configuration, ``["KEY", value, ...]``.
         settle: called with the configuration before the model is built, to settle what this
             machine and its data sets decide.
@@ -44,6 +46,7 @@ def restore(
         CheckpointError: the file does not exist, cannot be read or is no such checkpoint.
         ConfigError: an override is wrong.
     """
+    weights = local_file(weights)
     content = read_checkpoint(weights)
     cfg = config_of(content, weights)
     override(cfg, opts)

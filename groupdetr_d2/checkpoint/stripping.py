@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 from .files import write_safely
+from .hub_weights import local_file
 from .restoring import restore
 
 
 def strip_file(path: str, out: str) -> None:
     """Strips a checkpoint, and says how large both files are."""
+    path = str(local_file(path))
     strip(path, out)
     before, after = (Path(p).stat().st_size / 2**20 for p in (path, out))
     sys.stdout.write(f"{out}: {after:.1f} MiB instead of {before:.1f}\n")

@@ -26,9 +26,16 @@ SOURCES = (
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("--source", required=True, choices=SOURCES)
+    parser.add_argument(
+        "--source",
+        choices=SOURCES,
+        help="the code that wrote the file; models of Hugging Face say it themselves",
+    )
     parser.add_argument("--config-file", default="", help="the model's yaml, if not the usual one")
-    parser.add_argument("input", help="the official checkpoint")
+    parser.add_argument(
+        "input",
+        help="the official checkpoint, or a model of transformers, hf://owner/name or its folder",
+    )
     parser.add_argument("output", help="the checkpoint to write")
     add_overrides(parser)
 
@@ -36,6 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Writes the checkpoint; an error if a parameter of the model stays empty."""
     from ..checkpoint.converting import convert_file
+    from ..checkpoint.hub_weights import convert_described
 
-    convert_file(args)
+    convert_file(args) if args.source else convert_described(args)
     return 0
