@@ -25,6 +25,7 @@ from .hub import is_address
 from .hub_weights import local_file
 from .loading_report import report_loading, states_of
 from .official import resnet_key
+from .silent_keys import warn_of_silent_keys
 from .structure import check_filled, check_structure
 
 logger = logging.getLogger(__name__)
@@ -192,6 +193,9 @@ class GroupCheckpointer(DetectionCheckpointer):
             own = self.checkpointables.get("run")
             classes = (checkpoint.get("run", {}).get("classes"), own and own.classes)
             self.unmatched = unmatched_classes(*classes)
+            if self.is_new_use:
+                theirs = checkpoint.get("run", {}).get("config")
+                warn_of_silent_keys(theirs, getattr(own, "config", None))
             changed = fit_state_dict(checkpoint["model"], self.model, *classes)
         incompatible = super()._load_model(checkpoint)
         self.states = states_of(self.model, incompatible, changed)

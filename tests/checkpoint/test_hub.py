@@ -17,6 +17,7 @@ from groupdetr_d2.checkpoint.hub import FolderModel, HubModel, parse_address
 from groupdetr_d2.checkpoint.hub_config import classes_of, describe
 from groupdetr_d2.checkpoint.hub_weights import local_file
 from groupdetr_d2.checkpoint.official import COCO_CATEGORY_IDS
+from groupdetr_d2.checkpoint.silent_keys import warn_of_silent_keys
 from groupdetr_d2.commands import run as main
 from groupdetr_d2.config import build_config
 from groupdetr_d2.config.files import config_folder
@@ -392,14 +393,14 @@ def test_classes_keep_their_contiguous_ids():
 class Run:
     """A run's class names, as the trainer's checkpoints carry them."""
 
-    def __init__(self, classes):
-        self.classes = classes
+    def __init__(self, classes, cfg):
+        self.classes, self.config = classes, cfg.dump()
 
     def state_dict(self):
         return {}
 
 
-def test_fine_tuning_starts_from_the_weights(hub, written):
+def test_fine_tuning_starts_from_the_weights(hub, written, caplog):
     """The primary group is the hub's, the others are near it, known classes keep their rows."""
     num_groups = 5
     hub.add("owner/dab", written("dab")[1])
@@ -407,9 +408,10 @@ def test_fine_tuning_starts_from_the_weights(hub, written):
     before, classes = content["model"], ["helmet", "dog", "person"]
     described = describe(written("dab")[0].config.to_dict() | {"architectures": None}, None, "it")
     opts = [*described.opts, "MODEL.DETR.NUM_CLASSES", 3, "MODEL.DETR.NUM_GROUPS", num_groups]
-    yaml = str(config_folder() / described.config_file)
-    model = build_model(build_config(yaml, [*opts, "MODEL.DEVICE", "cpu"]))
-    checkpointer = GroupCheckpointer(model, run=Run(classes))
+    opts += ["MODEL.DEVICE", "cpu", "MODEL.DETR.POSITION_TEMPERATURE", 20]  # the yaml's own
+    cfg = build_config(str(config_folder() / described.config_file), opts)
+    model = build_model(cfg)
+    checkpointer = GroupCheckpointer(model, run=Run(classes, cfg))
     checkpointer.load("hf://owner/dab", checkpointables=[])
     after = model.state_dict()
     bank, old = after["head.queries.bank.weight"], before["head.queries.bank.weight"]
@@ -422,6 +424,14 @@ def test_fine_tuning_starts_from_the_weights(hub, written):
     changed = {name for name, x in before.items() if not torch.equal(x, after[name])}
     known = {head, head.replace("weight", "bias"), *(n for n in before if "queries.bank" in n)}
     assert changed <= known and checkpointer.unmatched == ["helmet"]
+    warned = [x.message for x in caplog.records if x.name.endswith("silent_keys")]
+    assert len(warned) == 1 and "To keep it: MODEL.DETR.POSITION_TEMPERATURE 10" in warned[0]
+
+
+def test_configurations_that_are_none_are_passed_over(caplog):
+    for text in (None, "", "[", "a", "MODEL: 3", "MODEL: {DETR: {NHEADS: }}"):
+        warn_of_silent_keys(text, "MODEL: {DETR: {NHEADS: 8}}")
+    assert not caplog.records
 
 
 def test_the_command_needs_no_source(hub, written, tmp_path, capsys):
