@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import re
 import sys
 
 import numpy as np
@@ -19,10 +20,13 @@ from groupdetr_d2.checkpoint.hub_weights import local_file
 from groupdetr_d2.checkpoint.official import COCO_CATEGORY_IDS
 from groupdetr_d2.checkpoint.silent_keys import warn_of_silent_keys
 from groupdetr_d2.commands import run as main
+from groupdetr_d2.commands.convert import SOURCES
 from groupdetr_d2.config import build_config
 from groupdetr_d2.config.files import config_folder
+from groupdetr_d2.config.keys import all_keys
 from groupdetr_d2.errors import UserError
 from tests.checkpoint.hub_server import COMMIT, Hub, handler_of, serving
+from tests.conftest import ROOT
 
 transformers = pytest.importorskip("transformers", reason="transformers is a test extra")
 huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is an extra")
@@ -444,3 +448,16 @@ def test_the_command_needs_no_source(hub, written, tmp_path, capsys):
     assert torch.load(out)["run"]["classes"] == theirs.COCO
     with pytest.raises(SystemExit, match="give --source"):
         main(["convert", str(folder / "model.safetensors"), str(out)])
+
+
+def test_the_page_of_weights_names_what_there_is():
+    page = (ROOT / "docs/weights.md").read_text()
+    sources = set(re.findall(r"--source ([a-z0-9-]+)", page))
+    assert {x for x in SOURCES if not x.startswith("hf-")} == sources
+    yamls = re.findall(r"[\w-]+/[\w-]+\.yaml", page)
+    assert len(yamls) > 10 and all((config_folder() / x).is_file() for x in yamls)
+    addresses = [x for x in re.findall(r"hf://[\w./-]+", page) if "/name" not in x]
+    assert len({parse_address(x) for x in addresses}) == 9
+    opts = re.findall(r'((?:MODEL|INPUT|SOLVER)\.[A-Z0-9_.]*[A-Z0-9]) (?:True|False|\d|")', page)
+    assert {"MODEL.DETR.BOX_REFINE", "MODEL.RESNETS.DEPTH"} <= set(opts)
+    assert set(opts) <= set(all_keys(build_config()))
