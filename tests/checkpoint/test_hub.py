@@ -120,7 +120,11 @@ def test_the_predictor_detects_what_transformers_does(hub, written, image, name)
     predictor = Predictor(f"hf://owner/{name}", threshold=0.0, opts=["MODEL.DEVICE", "cpu"])
     found = predictor(image).instances
     logits, boxes = their_outputs(model, image)
+    with torch.no_grad():  # scores hide small differences
+        own = predictor.model.predict([predictor.prepare(image)[1]], predictor.model.groups)
+    torch.testing.assert_close(own.logits[-1][0], logits, atol=2e-5, rtol=0)
     assert predictor.names == theirs.COCO and len(found) >= 100
+    assert predictor.cfg.MODEL.DETR.POSITION_TEMPERATURE == {"dab": 10}.get(name, 10000)
     assert logits.std() > 0.05 and boxes.std() > 0.05
     height, width = theirs.IMAGE_SIZE
     size = torch.tensor([width, height, width, height])
