@@ -26,6 +26,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from .checkpoint.hub import is_address
+from .checkpoint.hub_weights import local_file
 from .checkpoint.restoring import config_of, read_checkpoint
 from .commands import commands_by_name
 from .config import build_config
@@ -124,12 +126,12 @@ def evaluate(
     """Evaluates a checkpoint, as `groupdetr-d2 train --eval-only` does; writes a report, too.
 
     Args:
-        weights: the checkpoint.
+        weights: the checkpoint, or a model of the Hugging Face hub, hf://owner/name.
         config: see :func:`train`; that of the checkpoint if not given.
         val_json, val_images: COCO annotations and image folder of one's own set; the test set of
             the configuration if not given.
         overrides: see :func:`train`; "batch_size" is that of the evaluation here. "output" is the
-            checkpoint's folder if not given.
+            checkpoint's folder if not given, "output/evaluation" for a model of the hub.
 
     Returns:
         the numbers by their names in metrics.json.
@@ -139,9 +141,11 @@ def evaluate(
     """
     if "batch_size" in overrides:
         overrides["TEST.IMS_PER_BATCH"] = overrides.pop("batch_size")
-    overrides.setdefault("OUTPUT_DIR", overrides.pop("output", str(Path(weights).parent)))
     if config is None:
-        config = config_of(read_checkpoint(weights), weights)
+        file = local_file(weights)
+        config = config_of(read_checkpoint(file), file)
+    own = "output/evaluation" if is_address(weights) else Path(weights).parent
+    overrides.setdefault("OUTPUT_DIR", overrides.pop("output", own))
     paths = {"val_json": val_json, "val_images": val_images}
     with tempfile.TemporaryDirectory() as folder:
         overrides["MODEL.WEIGHTS"] = str(weights)
