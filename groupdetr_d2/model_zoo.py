@@ -11,8 +11,7 @@ from detectron2.modeling import build_model
 
 from .checkpoint import GroupCheckpointer
 from .config import ConfigError, build_config
-from .config.building import check_config_file
-from .config.files import find_config
+from .config.files import check_config_file, find_config
 from .modeling.meta_arch import SetPredictor
 
 

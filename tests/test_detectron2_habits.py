@@ -191,7 +191,7 @@ def test_the_model_zoo_is_detectron2s_shape(tmp_path, monkeypatch):
 
 
 def test_the_model_zoo_says_what_it_does_not_have():
-    with pytest.raises(UserError, match="does not exist; near names: DINO/dino_4scale_R_50_12ep"):
+    with pytest.raises(UserError, match="did you mean configs/DINO/dino_4scale_R_50_12ep"):
         model_zoo.get_config_file("DINO/dino_4scale_R50_12ep.yaml")
     with pytest.raises(UserError, match="LazyConfigs, which are Python code"):
         model_zoo.get_config("DINO/dino.py")

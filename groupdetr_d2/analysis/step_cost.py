@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import signal
 import statistics
 import time
 from collections import defaultdict
@@ -36,19 +37,30 @@ def run_apart(function: Callable, *args, limit: float | None = None):
         UserError: the process was killed.
     """
     context = multiprocessing.get_context(START_METHOD)
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, context, _leave_ctrl_c_to_parent) as pool:
         future = pool.submit(function, *args)
         try:
             if not wait([future], limit).done:
-                for process in multiprocessing.active_children():
-                    process.kill()
+                _kill_children()
                 raise UserError(f"took more than {limit:.0f} s, and was killed")
             return future.result()
+        except KeyboardInterrupt:
+            _kill_children()
+            raise
         except BrokenProcessPool as error:
             raise UserError(
                 "the measuring process was killed, probably for want of memory: take smaller "
                 "images, a smaller batch or fewer groups"
             ) from error
+
+
+def _leave_ctrl_c_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _kill_children() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def count_flops(

@@ -14,8 +14,9 @@ import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
+from ..config.files import check_config_file, find_config
 from ..engine.reporting import report_errors
-from .arguments import overrides_of
+from .arguments import Parser, overrides_of
 from .env import NEEDED
 
 # what the libraries below say to their developers; a user of this package cannot act on it
@@ -31,7 +32,7 @@ def commands_by_name() -> dict[str, ModuleType]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="groupdetr-d2", description="DETR training with groups of queries (Group DETR)."
     )
     names = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
@@ -50,22 +51,32 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: the command and its arguments, those of the process if not given.
     """
     silence_libraries()
+    with report_errors():
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone is no traceback
+    return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.command is None:
         parser.print_help()
         return 0
     args.opts = overrides_of(args)
+    config_file = getattr(args, "config_file", None)
+    if isinstance(config_file, str):
+        check_config_file(find_config(config_file))  # before anything that takes seconds
     try:
-        with report_errors():
-            return args.execute(args)
+        return args.execute(args)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {module for module, *_ in NEEDED}:
             raise
         sys.exit(
             f"error: {error}. `python -m groupdetr_d2 env` says what is missing and how to mend it"
         )
-    return 1
 
 
 def silence_libraries() -> None:

@@ -1,14 +1,36 @@
 """Arguments that several commands have."""
 
 import argparse
+import difflib
 import re
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 SECTIONS = "MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL"
 KEY = re.compile(
     rf"(({SECTIONS})(\.[A-Z0-9_]+)+|SEED|OUTPUT_DIR|VIS_PERIOD|CUDNN_BENCHMARK)(=.*)?$"
 )
+
+
+CHOICE = re.compile(r"(.*invalid choice: '(.*?)') \(choose from (.*)\)$")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that proposes the nearest word where one of several is mistyped."""
+
+    def print_help(self, file: Any = None) -> None:
+        """Writes the help; argparse itself would not notice that nobody reads it."""
+        (file or sys.stdout).write(self.format_help())
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with exit code 2."""
+        match = CHOICE.match(message)
+        words = re.findall(r"[^\s',]+", match[3]) if match else []
+        near = difflib.get_close_matches(match[2], words, n=2) if match else []
+        if match and near:
+            message = f"{match[1]}; did you mean {' or '.join(near)}?"
+        super().error(message)
 
 
 class ListOrOverrides(argparse.Action):

@@ -4,6 +4,9 @@ import os
 import sys
 from argparse import REMAINDER, ArgumentParser, Namespace
 
+from ..config.files import find_config
+from ..config.listing import read_yaml
+
 # of one's own data set: each becomes a key of DATASETS.CUSTOM
 DATA_FLAGS = ("train_json", "train_images", "val_json", "val_images")
 
@@ -40,8 +43,28 @@ def default_port() -> int:
 
 def run(args: Namespace) -> int:
     """Launches the processes that --num-gpus and --num-machines ask for."""
+    announce(args)
     from ..engine.launch import launch
     from ..engine.main import main
 
     launch(main, args)
     return 0
+
+
+def announce(args: Namespace) -> None:
+    """Says what is begun, before the seconds in which PyTorch and Detectron2 are imported."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        return
+    given = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+    settings = read_yaml(find_config(args.config_file))
+    folder = given.get("OUTPUT_DIR", settings.get("OUTPUT_DIR", "./output"))
+    device = given.get("MODEL.DEVICE", settings.get("MODEL", {}).get("DEVICE"))
+    begun = "evaluates" if args.eval_only else "resumes" if args.resume else "trains"
+    number = f"{args.num_gpus} processes" if args.num_gpus > 1 else "one process"
+    end = "" if args.eval_only else "; Ctrl-C writes a checkpoint, and --resume goes on from it"
+    sys.stdout.write(
+        f"{begun} {args.config_file or 'the default configuration'}\n"
+        f"in {folder}, {number} on {device or 'a GPU if there is one'}{end}\n"
+        "loading PyTorch and Detectron2 ...\n"
+    )
+    sys.stdout.flush()

@@ -1,22 +1,16 @@
 """Builds a configuration from a yaml and overrides, and explains what is wrong with either."""
 
 import difflib
-import os
 import re
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
-from ..errors import UserError
 from .choices import check_choices
-from .files import find_config, nearest_configs
+from .files import ConfigError, check_config_file, find_config
 from .keys import add_groupdetr_config, all_keys
 from .ranges import check_ranges
 from .yaml_file import YamlError, check_yaml
-
-
-class ConfigError(UserError):
-    """The configuration cannot be used; the message names the key and the remedy."""
 
 
 def build_config(config_file: str = "", opts: Sequence | None = None) -> CfgNode:
@@ -49,26 +43,6 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         raise ConfigError(str(error)) from error
     except Exception as error:  # a value of a wrong type can raise anything
         raise ConfigError(f"{config_file}: {_explain(error, cfg)}") from error
-
-
-def check_config_file(config_file: str) -> None:
-    """Checks that a configuration file exists, and is a yaml.
-
-    Raises:
-        ConfigError: naming the file, and the nearest of `configs/`.
-    """
-    if not config_file:
-        return
-    if config_file.endswith(".py"):
-        raise ConfigError(
-            f"{config_file} is one of Detectron2's LazyConfigs, which are Python code: "
-            "groupdetr_d2 reads yaml alone; `configs/` of the package holds one for each model"
-        )
-    if not os.path.isfile(config_file):
-        near = nearest_configs(config_file)
-        raise ConfigError(
-            f"the configuration file {config_file} does not exist; near names: {', '.join(near)}"
-        )
 
 
 def _check_sections(config_file: str, content: dict, cfg: CfgNode, prefix: str = "") -> None:

@@ -27,6 +27,10 @@ class Interrupted(BaseException):
         self.number = number
 
 
+class OutputClosed(BaseException):
+    """Nobody reads the output any more, as with `| head`, and no training is going on."""
+
+
 class StopSignals:
     """A context in which SIGTERM and SIGINT are noted instead of ending the process.
 
@@ -44,9 +48,11 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        _ENTERED.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _ENTERED.remove(self)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -74,7 +80,7 @@ class StopSignals:
         finally:
             self._is_held = False
 
-    def _receive(self, number: int, frame: object) -> None:
+    def _receive(self, number: int, frame: object = None) -> None:
         now = time.monotonic()
         if self._is_held:
             self.received = self.received or number
@@ -86,6 +92,21 @@ class StopSignals:
         if self._is_at_once:
             self._is_at_once = False
             raise Interrupted(number)
+
+
+_ENTERED: list[StopSignals] = []
+
+
+def stop_for_closed_output() -> None:
+    """Ends a training as SIGPIPE would end a program: after its iteration, with a checkpoint.
+
+    Raises:
+        OutputClosed: no training is going on.
+        Interrupted: one is in work that can be repeated.
+    """
+    if not _ENTERED:
+        raise OutputClosed
+    _ENTERED[-1]._receive(signal.SIGPIPE)
 
 
 @contextlib.contextmanager

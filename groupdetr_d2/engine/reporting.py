@@ -3,22 +3,35 @@
 import contextlib
 import errno
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
 
 from ..errors import UserError
-from .interruption import Interrupted
+from .interruption import Interrupted, OutputClosed
+from .terminal import Console, mute_closed_outputs
 
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-    """Within, errors that a user can mend end the process with a message and exit code 1."""
+    """Within, errors that a user can mend end the process with a message and exit code 1.
+
+    Ctrl-C and a reader that has gone (`| head`) end it with the exit codes of a shell, 130 and 141.
+    """
     try:
         yield
     except Interrupted as end:
+        mute_closed_outputs()
         sys.stderr.write(f"{end}\n")
         sys.exit(128 + end.number)  # as a shell counts
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by Ctrl-C\n")
+        sys.exit(128 + signal.SIGINT)
+    except (BrokenPipeError, OutputClosed) as end:
+        if not mute_closed_outputs() and isinstance(end, BrokenPipeError):
+            raise  # of another pipe
+        sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
         write_traceback(error)
         # an error of a data-loading worker has the worker's traceback in front
@@ -68,6 +81,6 @@ def write_traceback(error: BaseException) -> None:
     for name in ("groupdetr_d2", "detectron2"):
         for handler in logging.getLogger(name).handlers:
             stream = getattr(handler, "stream", None)
-            if stream is not None and stream not in terminals:
+            if stream is not None and stream not in terminals and not isinstance(stream, Console):
                 with contextlib.suppress(ValueError, OSError):  # a closed file, a full disk
                     handler.handle(record)
