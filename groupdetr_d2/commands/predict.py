@@ -18,6 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=float, help="lowest score; if not given, the checkpoint's best (F1)"
     )
+    parser.add_argument("--verbose", action="store_true", help="print every object")
     parser.add_argument("--no-pictures", action="store_true", help="write JSON and CSV alone")
     parser.add_argument(
         "--coco-json",

@@ -17,7 +17,7 @@ from ..evaluation.nuscenes_results import FrameBoxes, accepted
 from .detections import Detections, write_picture
 from .frame_selection import FrameFinder, SceneFrames
 from .predictor import Predictor
-from .work import EndOfWork, say, say_objects, write_results
+from .work import EndOfWork, say, say_objects, say_summary, write_results
 
 RATE = 2.0  # keyframes a second
 PLACES = ("scene", "sample_token")  # first columns of the table
@@ -36,11 +36,6 @@ class Found:
         places = {key: record[key] for key in (*PLACES, "timestamp")}
         self.results.append({"file": record["file_name"], **places, "objects": objects})
         self.boxes[record["sample_token"]] = accepted(frame_boxes(detections))
-
-    @property
-    def number(self) -> int:
-        """The number of objects."""
-        return sum(len(result["objects"]) for result in self.results)
 
 
 def predict_frames(args: argparse.Namespace, predictor: Predictor) -> int:
@@ -65,17 +60,15 @@ def predict_frames(args: argparse.Namespace, predictor: Predictor) -> int:
                             write_picture(folder / f"{name}.jpg", picture)
                             writer.add(picture)
                         found.add(record, detections)
-                        say_objects(name, found.results[-1]["objects"], predictor.task)
+                        if args.verbose:
+                            say_objects(name, found.results[-1]["objects"], predictor.task)
                     bar.update()
     with end.tables(out):
         write_results(found.results, out, predictor.threshold, predictor.task, PLACES)
         write_nuscenes_results(out / RESULTS, list(found.boxes), found.boxes)
         more = [RESULTS, *(["pictures"] if folder else []), *(["videos"] if any(videos) else [])]
-        say(
-            f"{end.done} of {number} keyframes, {found.number} objects with a score of at least "
-            f"{predictor.threshold:.2f}: {out} holds detections.json, detections.csv, "
-            f"{', '.join(more)}"
-        )
+        say_summary(end, f"{number} keyframes", found.results, predictor.threshold)
+        say(f"{out} holds detections.json, detections.csv, {', '.join(more)}")
     return end.exit_code
 
 

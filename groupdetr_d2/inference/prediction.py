@@ -20,7 +20,7 @@ from ..tasks.task import Task
 from .detections import write_whole
 from .frame_prediction import predict_frames
 from .predictor import Predictor
-from .work import EndOfWork, check_arguments, say, say_objects, write_results
+from .work import EndOfWork, check_arguments, say, say_objects, say_summary, write_results
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,11 @@ def predict(args: argparse.Namespace) -> int:
     with EndOfWork() as end:
         for file in tqdm(files, unit="file", disable=not sys.stderr.isatty()):
             with end.part(file):
-                results += detect(predictor, file, None if args.no_pictures else paths[file])
+                found = detect(predictor, file, None if args.no_pictures else paths[file])
+                if args.verbose:
+                    for result in found:
+                        say_objects(place_of(result), result["objects"], predictor.task)
+                results += found
     written = "detections.json, detections.csv" + (", coco_results.json" if ids else "")
     with end.tables(out):
         if ids is not None:
@@ -61,11 +65,8 @@ def predict(args: argparse.Namespace) -> int:
         if args.polygons:
             results = with_polygons(results, predictor.task)
         write_results(results, out, predictor.threshold, predictor.task)
-        say(
-            f"{end.done} of {len(files)} files, {sum(len(r['objects']) for r in results)} "
-            f"objects with a score of at least {predictor.threshold:.2f}: {out} holds {written}"
-            f"{'' if args.no_pictures else ' and the pictures'}"
-        )
+        say_summary(end, f"{len(files)} files", results, predictor.threshold)
+        say(f"{out} holds {written}{'' if args.no_pictures else ' and the pictures'}")
     return end.exit_code
 
 
@@ -124,9 +125,12 @@ def detect(predictor: Predictor, file: Path, out: Path | None) -> list[dict]:
     detections = predictor(file)
     if out:
         detections.save(out)
-    objects = detections.records()
-    say_objects(file, objects, predictor.task)
-    return [{"file": str(file), "objects": objects}]
+    return [{"file": str(file), "objects": detections.records()}]
+
+
+def place_of(result: dict) -> str:
+    """The file of a result, and of a video the number of the frame."""
+    return result["file"] + (f", frame {result['frame']}" if "frame" in result else "")
 
 
 def detect_on_video(predictor: Predictor, file: Path, out: Path | None) -> Iterator[dict]:
@@ -138,7 +142,6 @@ def detect_on_video(predictor: Predictor, file: Path, out: Path | None) -> Itera
             detections = predictor(frame)
             writer.add(detections.draw() if out else frame)
             yield {"file": str(file), "frame": i, "objects": detections.records()}
-    say(f"{file}: {i + 1} frames")
 
 
 def picture_name(file: Path) -> str:

@@ -10,6 +10,8 @@ import math
 import signal
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -19,19 +21,24 @@ from ..errors import UserError
 from ..tasks.task import Task
 from .detections import write_whole
 
+SHOWN_CLASSES = 20  # of a summary, the most common ones
+
 
 class EndOfWork:
     """A context in which Ctrl-C, SIGTERM and a full disk end the work, and what is done is kept.
 
     Attributes:
         done, failed: numbers of parts that succeeded, and that could not be read or written.
+        seconds: that it took, reading and writing of pictures included.
     """
 
     def __init__(self) -> None:
         self.done, self.failed, self.signal = 0, 0, 0
         self.error: Exception | None = None
+        self.seconds = 0.0
 
     def __enter__(self) -> "EndOfWork":
+        self._begin = time.perf_counter()
         self._previous = signal.signal(signal.SIGTERM, self._stop)
         return self
 
@@ -40,6 +47,7 @@ class EndOfWork:
         raise KeyboardInterrupt
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
+        self.seconds = time.perf_counter() - self._begin
         signal.signal(signal.SIGTERM, self._previous)
         if isinstance(error, KeyboardInterrupt):
             self.signal = self.signal or signal.SIGINT
@@ -62,7 +70,7 @@ class EndOfWork:
             say(f"error: {error}", sys.stderr)
             return
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno in (errno.ENOSPC, errno.EPIPE):
                 raise
             say(f"error: the picture of {name} cannot be written ({error})", sys.stderr)
             return
@@ -73,6 +81,8 @@ class EndOfWork:
         """Within, the tables are written; then an error is raised that ended the work."""
         try:
             yield
+        except BrokenPipeError:  # nobody reads what is said of them
+            raise
         except OSError as error:
             raise UserError(f"the results cannot be written to {out} ({error})") from error
         if self.error is not None:
@@ -98,6 +108,27 @@ def say_objects(name: str | Path, objects: Sequence[dict], task: Task) -> None:
         flat = task.flat_record(x)
         place = " ".join(f"{flat[name]:.1f}" for name in task.columns[2:])
         say(f"  {x['class']} {x['score']:.3f} [{place}]")
+
+
+def say_summary(end: EndOfWork, what: str, results: Sequence[dict], threshold: float) -> None:
+    """Writes how many inputs were seen, in what time each, and the objects of every class.
+
+    Args:
+        what: the number of inputs that were to be seen and their name, "12 files".
+        results: see :func:`write_results`.
+    """
+    counts = Counter(x["class"] for result in results for x in result["objects"])
+    number, pace = counts.total(), end.seconds / max(len(results), 1)
+    say(
+        f"{end.done} of {what}, {number} objects with a score of at least {threshold:.2f}, "
+        f"{pace:.2g} s each"
+    )
+    common = counts.most_common(SHOWN_CLASSES)
+    more = len(counts) - len(common)
+    lines = [f"{name}: {count}" for name, count in common]
+    lines += [f"{more} more classes: {number - sum(x for _, x in common)}"] if more else []
+    for line in lines:
+        say(f"  {line}")
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -137,7 +137,7 @@ def test_two_processes_train_and_resume_from_the_command_line(tmp_path):
     arguments = tiny_run(tmp_path, *opts)
     two = ["--num-gpus", 2, "--dist-url", "auto"]
     done = train_net(*two, *arguments)
-    assert "World size: 2" in done.stdout and "box AP:" in done.stdout
+    assert "on cpu in 2 processes" in done.stdout and "box AP:" in done.stdout
     more = [*arguments, "SOLVER.MAX_ITER", 4]
     train_net(*two, "--resume", *more)
     assert max(losses_of(tmp_path / "out")) == 3
@@ -157,7 +157,7 @@ def test_train_evaluate_resume_and_predict_from_the_command_line(tmp_path):
     assert "box AP:" in evaluation.stdout
     words = commands["predict"].replace("--threshold 0.5", "").split()
     assert words[:2] == ["-m", "groupdetr_d2"]
-    predicted = run_warm([*words[2:], "--threshold", "0"])
+    predicted = run_warm([*words[2:], "--verbose", "--threshold", "0"])
     assert predicted.returncode == 0 and "val_0.png: 10 objects" in predicted.stdout
     assert (out / "seen" / "val_0.png").is_file()
     wrong = train_net(*arguments, "--resume", check=False)

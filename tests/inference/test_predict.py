@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from collections import Counter
 
 import cv2
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from groupdetr_d2 import Predictor
 from groupdetr_d2.checkpoint import GroupCheckpointer
 from groupdetr_d2.checkpoint.run_info import RunInfo
+from groupdetr_d2.checkpoint.stripping import stripped_note
 from groupdetr_d2.commands import run as main
 from groupdetr_d2.errors import UserError
 from groupdetr_d2.inference.augmented import AugmentedModel
@@ -87,7 +90,20 @@ def test_folders_and_patterns_become_pictures_json_and_csv(tmp_path, images, cap
     found = expected(images / "a.png").instances
     assert [x["score"] for x in first] == found.scores.tolist()
     np.testing.assert_allclose([x["box"] for x in first], found.pred_boxes.tensor, atol=0.01)
-    assert "4 of 4 files, 48 objects" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert "4 of 4 files, 48 objects with a score of at least 0.00, 0." in printed[0]
+    counts = Counter(row["class"] for row in rows)
+    assert printed[1:3] == [f"  {name}: {count}" for name, count in counts.most_common()]
+    assert printed[3] == f"{out} holds detections.json, detections.csv and the pictures"
+    assert len(printed) == 4
+
+
+def test_objects_are_printed_if_they_are_asked_for(tmp_path, images, capsys):
+    weights, out = make_checkpoint(tmp_path), tmp_path / "out"
+    assert predict(weights, out, images / "a.png", "--threshold", 0, "--verbose") == 0
+    first, *objects = capsys.readouterr().out.splitlines()[:13]
+    assert first == f"{images}/a.png: 12 objects"
+    assert all(re.match(r"  (cat|dog) 0\.\d{3} \[(\S+ ){3}\S+\]$", line) for line in objects)
 
 
 def test_files_of_one_name_do_not_overwrite_each_other_or_themselves(tmp_path, images):
@@ -159,6 +175,8 @@ def test_a_stripped_checkpoint_is_smaller_and_detects_the_same(tmp_path, config,
     assert small.stat().st_size < weights.stat().st_size - 1e6
     content = torch.load(small, weights_only=True)
     assert set(content) == {"model", "run"} and content["run"]["threshold"] == 0.25
+    assert content["run"]["stripped"] == {"num_groups": 3} and not stripped_note(weights)
+    assert stripped_note(small).startswith("stripped: the primary group of K = 3 alone")
     assert "MiB instead of" in capsys.readouterr().out
     predictors = [Predictor(path, threshold=0.0) for path in (weights, small)]
     assert not torch.equal(
