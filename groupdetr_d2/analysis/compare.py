@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from ..checkpoint.stripping import stripped_note
 from ..errors import UserError
 from ..evaluation.metrics_file import read_metrics
 from ..tables import write_csv
@@ -26,6 +27,7 @@ def compare(names: list[str], out_folder: str) -> int:
     draw(runs, task.metric, out / "compare.png")
     sys.stdout.write(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="simple") + "\n")
     sys.stdout.write(differences(dict(zip(runs, folders, strict=True))))
+    sys.stdout.write("".join(f"{note}\n" for folder in folders for note in notes_on(folder)))
     sys.stdout.write(f"{out} holds compare.png and compare.csv\n")
     return 0
 
@@ -49,12 +51,25 @@ def labels(folders: list[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
+def notes_on(folder: Path) -> list[str]:
+    """Names the stripped ones among the checkpoints that a run ended with."""
+    files = [folder / name for name in ("model_final.pth", "model_best.pth")]
+    notes = {file: stripped_note(file) for file in files if file.is_file()}
+    return [f"{file} is {note}" for file, note in notes.items() if note]
+
+
 def read_run(folder: Path) -> list[dict]:
     """Reads the records of metrics.json.
 
     Raises:
         UserError: there are none.
     """
+    if folder.is_file():
+        note = stripped_note(folder)
+        raise UserError(
+            f"{folder} is a file{f' ({note})' if note else ''}: compare takes the output folders "
+            "of trainings; `info --weights` describes a checkpoint"
+        )
     records = read_metrics(folder)
     if not records:
         raise UserError(f"{folder} has no metrics.json: it is no output folder of a training")

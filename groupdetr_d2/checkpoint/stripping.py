@@ -3,9 +3,12 @@
 import sys
 from pathlib import Path
 
+import torch
+
 from .files import write_safely
 from .hub_weights import local_file
-from .restoring import restore
+from .restoring import read_checkpoint, restore
+from .structure import config_text
 
 
 def strip_file(path: str, out: str) -> None:
@@ -22,10 +25,34 @@ def strip(path: str, out: str) -> None:
     Raises:
         CheckpointError: the file is none of this package's checkpoints.
     """
+    content = read_checkpoint(path)
+    before = config_text(content, path)["MODEL"]["DETR"].get("NUM_GROUPS", 1)
     opts = ["MODEL.DETR.NUM_GROUPS", 1, "MODEL.EMA.ENABLED", False, "MODEL.WEIGHTS", ""]
     restored = restore(path, [*opts, "MODEL.DEVICE", "cpu"])
     run = {"config": restored.cfg.dump(), "classes": restored.classes}
+    run["stripped"] = content["run"].get("stripped", {"num_groups": before})
     if restored.threshold is not None:
         run["threshold"] = restored.threshold
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_safely(out, {"model": restored.model.state_dict(), "run": run})
+
+
+def stripped_note(path: str | Path) -> str:
+    """Says that a file is a stripped checkpoint, and of what; empty for any other file."""
+    try:  # of a large file the tensors are not read
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # no checkpoint, or one of another kind: whoever loads it says so
+        return ""
+    return describe_stripping(content.get("run")) if isinstance(content, dict) else ""
+
+
+def describe_stripping(run: object) -> str:
+    """Describes the stripping that a checkpoint's part "run" tells of; empty for a whole one."""
+    stripped = run.get("stripped") if isinstance(run, dict) else None
+    if not isinstance(stripped, dict):
+        return ""
+    groups = stripped.get("num_groups", 1)
+    return (
+        f"stripped: the primary group of K = {groups} alone and no optimizer, so that no run can "
+        "be resumed from it; as MODEL.WEIGHTS it starts a new one"
+    )

@@ -4,16 +4,18 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 
 from ..checkpoint import CheckpointError, GroupCheckpointer
 from ..checkpoint.run_info import RunInfo
+from ..checkpoint.stripping import stripped_note
 from ..checkpoint.structure import check_filled
 from ..inference.augmented import build_evaluated_model
 from .report import next_commands, read_evaluation, results_file, write_report
-from .setup import check_test_sets, setup_config
+from .setup import check_test_sets, log_details, setup_config, write_config
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -35,16 +37,17 @@ def main(args: Namespace) -> dict | None:
 
 
 def set_up(cfg: CfgNode, args: Namespace) -> None:
-    """Sets up log and random numbers as Detectron2 does.
+    """Sets up random numbers as Detectron2's `default_setup` does, and writes to the log file.
 
-    It would put this configuration in the place of that of the run in the folder, which may refuse
-    to be resumed, or is only evaluated; the trainer writes it when the training begins.
+    `config.yaml` is written where there is none: a run in the folder may refuse to be resumed, or
+    is only evaluated. The trainer writes it when the training begins.
     """
-    path = Path(cfg.OUTPUT_DIR, "config.yaml")
-    earlier = path.read_bytes() if path.is_file() else None
-    default_setup(cfg, args)
-    if earlier is not None and comm.is_main_process():
-        path.write_bytes(earlier)
+    log_details(cfg, args)
+    if not Path(cfg.OUTPUT_DIR, "config.yaml").is_file():
+        write_config(cfg)
+    seed_all_rng(cfg.SEED + comm.get_rank())
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
 
 def evaluate(cfg: CfgNode, args: Namespace) -> dict:
@@ -63,6 +66,9 @@ def evaluate(cfg: CfgNode, args: Namespace) -> dict:
             f"{path} does not know the classes {checkpointer.unmatched[:20]} of the data: they "
             "would be random"
         )
+    note = stripped_note(path)
+    if note:
+        logger.info("%s is %s", path, note)
     results_file(cfg).unlink(missing_ok=True)  # of an earlier evaluation
     results = Trainer.test(cfg, build_evaluated_model(cfg, model))
     if comm.is_main_process() and cfg.DATASETS.TEST:

@@ -11,11 +11,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from tabulate import tabulate
 
+from ..checkpoint.stripping import stripped_note
 from ..config.files import train_command
 from ..evaluation.drawing import draw_curves
 from ..evaluation.evaluation_report import Evaluation
 from ..evaluation.report_page import evaluation_sections, write_page
 from ..modeling.meta_arch import task_of
+from .run_folder import checkpoints_in
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +68,15 @@ class ReportHook(HookBase):
 
 
 def next_commands(cfg: CfgNode, has_ended: bool = True) -> str:
-    """The commands that evaluate, continue and predict, one per line."""
-    folder = shlex.quote(cfg.OUTPUT_DIR)
-    python = sys.executable
+    """The commands that evaluate, continue and predict, one per line.
+
+    Where there is no run to continue, or a stripped checkpoint of it alone, one that fine-tunes
+    takes its place.
+
+    Args:
+        has_ended: whether the training has reached its last iteration.
+    """
+    folder, python = shlex.quote(cfg.OUTPUT_DIR), shlex.quote(sys.executable)
     train = f"{python} {train_command()} --config-file {folder}/config.yaml"
     names = ("model_final.pth", "model_best.pth")[0 if has_ended else 1 :]
     own = [Path(cfg.OUTPUT_DIR) / name for name in names]
@@ -79,11 +87,27 @@ def next_commands(cfg: CfgNode, has_ended: bool = True) -> str:
         sample = shlex.quote(task_of(cfg).data.sample_of(cfg.DATASETS.TEST[0]))
     lines = {
         "evaluate": f"{train} --eval-only MODEL.WEIGHTS {weights}",
-        "continue": f"{train} --resume SOLVER.MAX_ITER {2 * cfg.SOLVER.MAX_ITER}",
+        "continue": f"{train} --resume {longer(cfg, has_ended)}",
         "predict": f"{python} -m groupdetr_d2 predict --weights {weights} --out {folder}/seen "
         f"{sample}",
     }
+    note = stripped_note(found)
+    if note or not checkpoints_in(cfg.OUTPUT_DIR):
+        del lines["continue"]
+        lines["fine-tune"] = f"{train} MODEL.WEIGHTS {weights} OUTPUT_DIR {folder}/tuned"
+    if note:
+        lines["note"] = f"{weights} is {note}"
     return "\n".join(f"  {what}: {line}" for what, line in lines.items())
+
+
+def longer(cfg: CfgNode, has_ended: bool = True) -> str:
+    """The override with which a training goes on: that of the key which has ended it, twice it."""
+    solver = cfg.SOLVER
+    if not has_ended:
+        return f"SOLVER.PATIENCE {2 * solver.PATIENCE}"
+    if solver.EPOCHS:  # MAX_ITER follows from it
+        return f"SOLVER.EPOCHS {2 * solver.EPOCHS}"
+    return f"SOLVER.MAX_ITER {2 * solver.MAX_ITER}"
 
 
 def read_evaluation(cfg: CfgNode) -> Evaluation | None:

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from ..checkpoint import CheckpointError
 from ..checkpoint.run_info import RunInfo
+from ..checkpoint.stripping import describe_stripping
 
 logger = logging.getLogger(__name__)
 # keys that name files and machines, whose change means nothing
@@ -47,6 +48,17 @@ def check_resumed(cfg: CfgNode, run: RunInfo) -> None:
             logger.warning("%s stays %s, as the run has begun, and is not %s", key, old, new)
         else:
             logger.warning("resumed with another %s: %s instead of %s, from now on", key, new, old)
+
+
+def check_whole(run: RunInfo) -> None:
+    """Checks that the checkpoint which is resumed from has what a training goes on with.
+
+    Raises:
+        CheckpointError: it is a stripped one.
+    """
+    note = describe_stripping(run.resumed)
+    if note:
+        raise CheckpointError(f"the last checkpoint of this folder is {note}")
 
 
 def changed_keys(old: dict, new: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

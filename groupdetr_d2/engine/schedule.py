@@ -3,6 +3,7 @@
 import logging
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from ..errors import UserError
 
@@ -61,4 +62,26 @@ def set_epochs(cfg: CfgNode, num_images: int) -> None:
         solver.MAX_ITER,
         list(solver.STEPS),
         solver.CHECKPOINT_PERIOD,
+    )
+
+
+def describe_schedule(cfg: CfgNode, start_iter: int, epoch_iters: float | None) -> str:
+    """Describes length, batch, rates and periods of a training in a sentence.
+
+    Args:
+        epoch_iters: iterations of one epoch; None if that is not known.
+    """
+    solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
+    epochs = f" ({solver.MAX_ITER / epoch_iters:.4g} epochs)" if epoch_iters else ""
+    begin = f"from iteration {start_iter} to" if start_iter else "for"
+    is_stepped = solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR"
+    drops = [str(step) for step in solver.STEPS if step < solver.MAX_ITER and is_stepped]
+    evaluation = f"every {period} iterations and at the end" if period else "at the end"
+    processes = comm.get_world_size()
+    return (
+        f"training {begin} {solver.MAX_ITER} iterations{epochs} of {solver.IMS_PER_BATCH} inputs "
+        f"on {cfg.MODEL.DEVICE} in {processes} process{'es' * (processes > 1)}; "
+        f"learning rate {solver.BASE_LR:g}{', dropping at ' * bool(drops)}{', '.join(drops)}; "
+        f"evaluation {evaluation if cfg.DATASETS.TEST else 'never'}, "
+        f"checkpoints every {solver.CHECKPOINT_PERIOD}"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
 
 from ..config import ConfigError, build_config, check_choices, check_ranges
@@ -18,6 +19,7 @@ from ..distributed import first_process_first
 from ..modeling.meta_arch import task_of
 from .run_folder import check_is_new, prepare_folder, take_folder
 from .schedule import settle_schedule
+from .terminal import FILE_ALONE, LOGGERS, prepare_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ def setup_config(args: Namespace) -> CfgNode:
         if not is_eval and not getattr(args, "resume", False):
             check_is_new(cfg.OUTPUT_DIR)
     comm.synchronize()
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="groupdetr_d2")
+    set_up_log(cfg.OUTPUT_DIR)
     settle_config(cfg)
     check_registered((*(() if is_eval else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST))
     if is_eval and not cfg.DATASETS.TEST:
@@ -55,6 +57,28 @@ def setup_config(args: Namespace) -> CfgNode:
         )
     cfg.freeze()
     return cfg
+
+
+def set_up_log(folder: str) -> None:
+    """Sets up the log: everything in `log.txt`, what a person needs on the terminal."""
+    for name in LOGGERS:
+        setup_logger(folder, distributed_rank=comm.get_rank(), name=name)
+    prepare_terminal()
+
+
+def log_details(cfg: CfgNode, args: Namespace) -> None:
+    """Writes environment, command line and whole configuration to the log file alone."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses compilers
+    details = {
+        "environment": collect_env_info(),
+        "processes": f"{comm.get_world_size()}, of which this is number {comm.get_rank()}",
+        "arguments": str(args),
+        "configuration": cfg.dump(),
+    }
+    for name, text in details.items():
+        logger.info("%s:\n%s", name, text, extra=FILE_ALONE)
+    folder = cfg.OUTPUT_DIR
+    logger.info("%s/log.txt has environment and configuration, config.yaml the latter", folder)
 
 
 def settled(cfg: CfgNode) -> CfgNode:
@@ -105,11 +129,12 @@ def check_test_sets(cfg: CfgNode) -> None:
         DatasetError: a data set is not registered, or something is wrong with it.
     """
     check_registered(cfg.DATASETS.TEST)
-    data = task_of(cfg).data
+    task = task_of(cfg)
     with first_process_first():  # it may have to make an index, or the set itself
-        data.check_classes(cfg, cfg.DATASETS.TEST)
+        task.data.check_classes(cfg, cfg.DATASETS.TEST)
         for name in cfg.DATASETS.TEST:
-            data.images_of(name, is_evaluated=True)
+            number = len(task.data.images_of(name, is_evaluated=True))
+            logger.info("%d %s of %s to evaluate on", number, task.sees, name)
 
 
 def settle_config(cfg: CfgNode) -> None:

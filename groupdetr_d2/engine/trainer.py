@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoint import GroupCheckpointer
 from ..checkpoint.run_info import RunInfo, class_names
+from ..checkpoint.stripping import stripped_note
 from ..checkpoint.thresholds import store_threshold
 from ..data.loader import build_test_loader, start_from
 from ..data.workers import check_shared_memory
@@ -30,11 +31,12 @@ from .ema import MeanWeights, MeanWeightsHook
 from .first_batches import FirstBatchesHook
 from .freezing import freeze
 from .interruption import StopSignals
-from .progress import ProgressPrinter
+from .progress import ProgressBar, ProgressPrinter
 from .report import LastEvaluation, ReportHook, read_evaluation, results_file
 from .reporting import UserErrorsAside
-from .resuming import Rates, check_resumed
+from .resuming import Rates, check_resumed, check_whole
 from .run_folder import check_is_new, give_folder_back, put_metrics_aside, take_folder
+from .schedule import describe_schedule
 from .setup import check_test_sets, scheduled, settled, with_seed, write_config
 from .solver import amp_dtype_of, build_optimizer, clip_norm_of
 from .train_step import TrainStep
@@ -90,6 +92,7 @@ class Trainer(DefaultTrainer):
             period=cfg.SOLVER.CHECKPOINT_PERIOD,
             keep=cfg.SOLVER.KEEP_CHECKPOINTS,
         )
+        self.progress_bar = ProgressBar(self.task, self.epoch_iters)
         self.report_hook = ReportHook(cfg) if comm.is_main_process() else None
         self.register_hooks(self.build_hooks())
 
@@ -128,6 +131,10 @@ class Trainer(DefaultTrainer):
             CheckpointError: the classes are not those of the run, or no checkpoint can be read.
         """
         super().resume_or_load(resume=resume)
+        check_whole(self.run_info)
+        note = "" if self.run_info.resumed else stripped_note(self.cfg.MODEL.WEIGHTS)
+        if note:
+            logger.info("%s is %s", self.cfg.MODEL.WEIGHTS, note)
         if self.start_iter:
             check_resumed(self.cfg, self.run_info)
             self.rates.apply(self.optimizer, self.scheduler)
@@ -156,6 +163,8 @@ class Trainer(DefaultTrainer):
                 "uninterrupted one would have seen",
                 "sees" if self.start_iter else "would see",
             )
+        if comm.is_main_process():
+            logger.info(describe_schedule(self.cfg, self.start_iter, self.epoch_iters))
         loop, aside = logging.getLogger(TrainerBase.__module__), UserErrorsAside()
         loop.addFilter(aside)
         try:
@@ -167,6 +176,7 @@ class Trainer(DefaultTrainer):
                 self.report_hook.report()
         finally:
             loop.removeFilter(aside)
+            self.progress_bar.close()
             give_folder_back(self.cfg.OUTPUT_DIR)
         return self.last_evaluation.results if self.last_evaluation else None
 
@@ -245,6 +255,7 @@ class Trainer(DefaultTrainer):
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
             picture = Path(cfg.OUTPUT_DIR, "first_batches.jpg")
             names, order = class_names(cfg), cfg.INPUT.FORMAT
+            built.append(self.progress_bar)
             built.append(FirstBatchesHook(self.task, names, order, picture))
             built.append(self.report_hook)
             built += [CompileReport()] if cfg.MODEL.COMPILE else []
