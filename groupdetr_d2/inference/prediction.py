@@ -54,10 +54,9 @@ def predict(args: argparse.Namespace) -> int:
         for file in tqdm(files, unit="file", disable=not sys.stderr.isatty()):
             with end.part(file):
                 found = detect(predictor, file, None if args.no_pictures else paths[file])
-                if args.verbose:
-                    for result in found:
-                        say_objects(place_of(result), result["objects"], predictor.task)
                 results += found
+                for result in found if args.verbose else ():
+                    say_objects(place_of(result), result["objects"], predictor.task)
     written = "detections.json, detections.csv" + (", coco_results.json" if ids else "")
     with end.tables(out):
         if ids is not None:

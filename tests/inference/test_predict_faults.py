@@ -96,6 +96,27 @@ def test_a_full_disk_keeps_what_fits(weights, folder, tmp_path, monkeypatch, cap
     assert "the disk is full" in captured.err and "2 of 4 files" in captured.out
 
 
+class Closed:
+    """The output of a command whose reader has gone."""
+
+    encoding = "utf-8"
+
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    def flush(self):
+        pass
+
+
+def test_a_reader_that_has_gone_costs_no_results(weights, folder, tmp_path, monkeypatch):
+    """Not a picture's error either, which it would be taken for."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(BrokenPipeError):  # a real pipe ends it with 141: test_terminal.py
+        main(["predict", "--verbose", "--weights", weights, "--out", str(out), str(folder)])
+    assert results_of(out) == ["0.png"] and (out / "0.png").is_file()
+
+
 def arguments_of(folder, tmp_path):
     (tmp_path / "taken").touch()
     (tmp_path / "none.json").write_text('{"images": null}')
