@@ -37,6 +37,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--no-truth", action="store_true", help="draw detections in keyframes without true boxes"
     )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="the most images of one size that go through the model together; default: 8",
+    )
     parser.add_argument("--device", help="cpu, cuda, ...; a GPU if there is one")
     parser.add_argument(
         "--opts", nargs=REMAINDER, default=[], help="overrides: KEY VALUE ... (comes last)"

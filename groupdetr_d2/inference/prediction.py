@@ -2,6 +2,7 @@
 
 import argparse
 import glob
+import itertools
 import json
 import os
 import sys
@@ -17,9 +18,9 @@ from ..data.image_file import SUFFIXES, find_image_files, passed_over
 from ..data.video import VIDEO_SUFFIXES, VideoWriter, read_frames
 from ..errors import UserError
 from ..tasks.task import Task
-from .detections import write_whole
+from .detections import Detections, write_whole
 from .frame_prediction import predict_frames
-from .predictor import Predictor
+from .predictor import Predictor, raised
 from .work import EndOfWork, check_arguments, say, say_objects, say_summary, write_results
 
 
@@ -43,7 +44,9 @@ def predict(args: argparse.Namespace) -> int:
     check_arguments(args)
     opts = [*(("MODEL.DEVICE", args.device) if args.device else ()), *args.opts]
     ids = read_coco_ids(args.coco_json) if args.coco_json else None
-    predictor = Predictor(args.weights, threshold=args.threshold, opts=opts)
+    predictor = Predictor(
+        args.weights, threshold=args.threshold, batch_size=args.batch_size, opts=opts
+    )
     if predictor.task.sees == "keyframes":
         return predict_frames(args, predictor)
     check_image_arguments(args, predictor)
@@ -51,11 +54,14 @@ def predict(args: argparse.Namespace) -> int:
     paths = {} if args.no_pictures else output_paths(files, out)
     results: list[dict] = []
     with EndOfWork() as end:
-        for file in tqdm(files, unit="file", disable=not sys.stderr.isatty()):
+        found = zip(files, detect_each(predictor, files), strict=True)
+        for file, one in tqdm(
+            found, total=len(files), unit="file", disable=not sys.stderr.isatty()
+        ):
             with end.part(file):
-                found = detect(predictor, file, None if args.no_pictures else paths[file])
-                results += found
-                for result in found if args.verbose else ():
+                own = written_results(predictor, file, one, paths.get(file))
+                results += own
+                for result in own if args.verbose else ():
                     say_objects(place_of(result), result["objects"], predictor.task)
     written = "detections.json, detections.csv" + (", coco_results.json" if ids else "")
     with end.tables(out):
@@ -117,11 +123,22 @@ def list_images(paths: list[str]) -> list[Path]:
     return [p for p in list_files(paths) if p.suffix.lower() not in VIDEO_SUFFIXES]
 
 
-def detect(predictor: Predictor, file: Path, out: Path | None) -> list[dict]:
-    """Detects on an image or every frame of a video; the picture or video goes to `out`."""
-    if file.suffix.lower() in VIDEO_SUFFIXES:
+def detect_each(
+    predictor: Predictor, files: Iterable[Path]
+) -> Iterator[Detections | UserError | None]:
+    """Detects on images in batches; yields what :meth:`Predictor.each` does, None for a video."""
+    for is_video, part in itertools.groupby(files, lambda f: f.suffix.lower() in VIDEO_SUFFIXES):
+        run = list(part)
+        yield from [None] * len(run) if is_video else predictor.each(run)
+
+
+def written_results(
+    predictor: Predictor, file: Path, found: Detections | UserError | None, out: Path | None
+) -> list[dict]:
+    """Lists the results of an image, or of every frame of a video; its picture goes to `out`."""
+    if found is None:
         return list(detect_on_video(predictor, file, out))
-    detections = predictor(file)
+    detections = raised(found)
     if out:
         detections.save(out)
     return [{"file": str(file), "objects": detections.records()}]
@@ -133,13 +150,13 @@ def place_of(result: dict) -> str:
 
 
 def detect_on_video(predictor: Predictor, file: Path, out: Path | None) -> Iterator[dict]:
-    """Detects frame by frame; writes an mp4 of the same length."""
+    """Detects on the frames of a video; writes an mp4 of the same length."""
     frames, count, rate = read_frames(file)
     quiet = not sys.stderr.isatty()
     with VideoWriter(out, rate) as writer:
-        for i, frame in enumerate(tqdm(frames, total=count, unit="frame", disable=quiet)):
-            detections = predictor(frame)
-            writer.add(detections.draw() if out else frame)
+        found = tqdm(predictor(iter(frames)), total=count, unit="frame", disable=quiet)
+        for i, detections in enumerate(found):
+            writer.add(detections.draw() if out else detections.image)
             yield {"file": str(file), "frame": i, "objects": detections.records()}
 
 

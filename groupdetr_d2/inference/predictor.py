@@ -3,7 +3,7 @@
 import difflib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,24 +99,35 @@ class Predictor:
             ImageReadError: the file cannot be read, or the array is no image.
             UserError: the model has no such group, or sees something else.
         """
-        lowest = self.threshold if threshold is None else check_threshold(threshold)
+        stream = map(raised, self.each(as_several(image), threshold=threshold, group=group))
         if isinstance(image, Iterator):
-            return self._stream(image, lowest, group)
-        if is_several(image):
-            return list(self._stream(image, lowest, group))
-        return next(self._stream([image], lowest, group))
+            return stream
+        return list(stream) if is_several(image) else next(stream)
 
-    def _stream(
-        self, images: Iterable, threshold: float, group: int | None
-    ) -> Iterator[Detections]:
-        """Yields the detections of each image, a batch at a time."""
+    def each(
+        self, images: Iterable, *, threshold: float | None = None, group: int | None = None
+    ) -> Iterator[Detections | UserError]:
+        """Detects on several images, a batch at a time.
+
+        Yields:
+            the detections of each; or for an image that cannot be used the error, with which
+            :meth:`__call__` would end.
+        """
+        lowest = self.threshold if threshold is None else check_threshold(threshold)
         images = iter(images)
         while window := list(itertools.islice(images, self.batch_size)):
-            pictures, inputs = zip(*map(self.prepare, window), strict=True)
-            for picture, x, found in zip(pictures, inputs, self.detect(inputs, group), strict=True):
-                about = {key: value for key, value in x.items() if key not in ("image", "original")}
-                chosen = self._chosen(found, threshold)
-                yield Detections(picture, chosen, self.names, self.task, about)
+            read = [attempted(self.prepare, image) for image in window]
+            inputs = [x[1] for x in read if not isinstance(x, UserError)]
+            found = attempted(self.detect, inputs, group)
+            instances = iter(found if isinstance(found, list) else [found] * len(inputs))
+            for x in read:
+                one = x if isinstance(x, UserError) else next(instances)
+                yield one if isinstance(one, UserError) else self._detections(x, one, lowest)
+
+    def _detections(self, read: tuple[Any, dict], found: Instances, threshold: float) -> Detections:
+        picture, x = read
+        about = {key: value for key, value in x.items() if key not in ("image", "original")}
+        return Detections(picture, self._chosen(found, threshold), self.names, self.task, about)
 
     def _chosen(self, found: Instances, threshold: float) -> Instances:
         is_kept = found.scores >= threshold
@@ -155,6 +166,26 @@ class Predictor:
             raise UserError(f"group {group} does not exist: the model has 0 .. {numbers[-1]}")
         predictions = self.model.predict(batch, groups)
         return detections_of_group(self.model, predictions, groups, batch, group)
+
+
+def attempted(function: Callable, *args: Any) -> Any:
+    """Returns what a function returns, or the error that a user can mend."""
+    try:
+        return function(*args)
+    except UserError as error:
+        return error
+
+
+def raised(found: Detections | UserError) -> Detections:
+    """Returns detections, and raises an error."""
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def as_several(image: Any) -> Iterable:
+    """Returns what a user gives as something to iterate over."""
+    return image if isinstance(image, Iterator) or is_several(image) else [image]
 
 
 def is_several(image: Any) -> bool:

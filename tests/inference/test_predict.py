@@ -88,7 +88,7 @@ def test_folders_and_patterns_become_pictures_json_and_csv(tmp_path, images, cap
     assert len(rows) == 4 * 12 and {row["class"] for row in rows} <= {"cat", "dog"}
     first, expected = content["results"][0]["objects"], Predictor(weights, threshold=0.0)
     found = expected(images / "a.png").instances
-    assert [x["score"] for x in first] == found.scores.tolist()
+    assert [x["score"] for x in first] == pytest.approx(found.scores.tolist())
     np.testing.assert_allclose([x["box"] for x in first], found.pred_boxes.tensor, atol=0.01)
     printed = capsys.readouterr().out.splitlines()
     assert "4 of 4 files, 48 objects with a score of at least 0.00, 0." in printed[0]

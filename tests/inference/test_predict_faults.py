@@ -14,7 +14,7 @@ import pytest
 
 from groupdetr_d2 import Predictor
 from groupdetr_d2.commands import run as main
-from groupdetr_d2.inference import prediction, predictor
+from groupdetr_d2.inference import detections, prediction
 from tests import ROOT
 from tests.inference.test_predict import make_checkpoint, picture
 
@@ -88,7 +88,7 @@ def test_a_full_disk_keeps_what_fits(weights, folder, tmp_path, monkeypatch, cap
         written.append(path)
         path.write_bytes(content)
 
-    monkeypatch.setattr(predictor, "write_whole", fill)
+    monkeypatch.setattr(detections, "write_whole", fill)
     out = tmp_path / "out"
     assert main(["predict", "--weights", weights, "--out", str(out), str(folder)]) == 1
     assert results_of(out) == ["0.png", "1.png"]

@@ -164,3 +164,19 @@ def test_half_precision_is_near_full_precision(weights, predictor):
 def test_wrong_options_are_named(weights, options, message):
     with pytest.raises(UserError, match=message):
         Predictor(weights, **options)
+
+
+def test_an_image_that_cannot_be_read_costs_itself_alone(predictor, tmp_path):
+    found = list(predictor.each([picture(), tmp_path / "no.png", picture(1)]))
+    assert isinstance(found[1], UserError) and "no.png" in str(found[1])
+    assert same(found[0], predictor(picture())) and same(found[2], predictor(picture(1)))
+    with pytest.raises(UserError, match="no.png"):
+        predictor([picture(), tmp_path / "no.png"])
+
+
+def test_numbers_that_are_not_finite_cost_their_batch(weights):
+    broken = Predictor(weights, batch_size=2)
+    with torch.no_grad():
+        next(broken.model.parameters()).fill_(float("nan"))
+    found = list(broken.each([picture(), picture(1), picture(2)]))
+    assert all("not finite" in str(error) for error in found) and len(found) == 3
