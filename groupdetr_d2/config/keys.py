@@ -314,6 +314,15 @@ def _add_data_keys(cfg: CN) -> None:
     # The most images of a batch in evaluation, in each process. They are of one size, so that none
     # is padded to the size of another.
     cfg.TEST.IMS_PER_BATCH = 1
+    # The sizes in which test-time augmentation (TEST.AUG.ENABLED) sees an image, relative to
+    # INPUT.MIN_SIZE_TEST, or to the image where that is 0.
+    cfg.TEST.AUG.SCALES = [0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.375, 1.5]
+    # The lengths of the shorter side in test-time augmentation, in pixels, in place of
+    # TEST.AUG.SCALES. An empty list leaves it to those.
+    cfg.TEST.AUG.MIN_SIZES = []
+    # The bound of the longer side in test-time augmentation. 0 is INPUT.MAX_SIZE_TEST, in
+    # proportion to the shorter side.
+    cfg.TEST.AUG.MAX_SIZE = 0
 
 
 def _add_view_keys(cfg: CN) -> None:

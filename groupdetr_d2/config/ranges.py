@@ -55,6 +55,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "INPUT.MIN_SIZE_TEST": (0, LARGEST_IMAGE),
     "INPUT.MAX_SIZE_TEST": (1, LARGEST_IMAGE),
     "INPUT.MAX_SIZE_TRAIN": (1, LARGEST_IMAGE),
+    "TEST.AUG.MAX_SIZE": (0, LARGEST_IMAGE),
     "DATALOADER.NUM_WORKERS": (0, 1024),
 }
 
@@ -90,6 +91,27 @@ def check_ranges(cfg: CfgNode) -> None:
     if not sizes or not all(isinstance(x, int) and 0 < x <= LARGEST_IMAGE for x in sizes):
         raise RangeError(
             f'INPUT.MIN_SIZE_TRAIN is {sizes}; it has to be numbers of pixels, such as "(480, 800)"'
+        )
+    check_views(cfg.TEST.AUG)
+
+
+def check_views(aug: CfgNode) -> None:
+    """Checks the sizes of test-time augmentation.
+
+    Raises:
+        RangeError: naming the key and its value.
+    """
+    sizes, scales = aug.MIN_SIZES, aug.SCALES
+    if not all(isinstance(x, int) and 0 < x <= LARGEST_IMAGE for x in sizes):
+        raise RangeError(
+            f"TEST.AUG.MIN_SIZES is {list(sizes)}; it has to be numbers of pixels, such as "
+            '"(480, 800)", or "()" for those of TEST.AUG.SCALES'
+        )
+    are_factors = all(isinstance(x, (int, float)) and 0.01 <= x <= 100 for x in scales)
+    if not are_factors or not (scales or sizes):
+        raise RangeError(
+            f"TEST.AUG.SCALES is {list(scales)}; it has to be factors of INPUT.MIN_SIZE_TEST, such "
+            'as "(0.5, 1.0, 1.5)"'
         )
 
 

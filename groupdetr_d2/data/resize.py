@@ -49,6 +49,21 @@ class ResizeJitter(T.Augmentation):
         return _with_pixels(self.resize.get_transform(image))
 
 
+class ResizeByFactor(T.Augmentation):
+    """Resizes an image by a factor, its longer side up to a bound."""
+
+    def __init__(self, factor: float, max_size: int = LARGEST_SIDE):
+        super().__init__()
+        self.factor, self.max_size = factor, min(max_size, LARGEST_SIDE)
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Returns the transform of an image (H, W, 3)."""
+        height, width = image.shape[:2]
+        factor = min(self.factor, self.max_size / max(height, width))
+        size = round(factor * height), round(factor * width)
+        return _with_pixels(T.ResizeTransform(height, width, *size))
+
+
 def _with_pixels(found: T.Transform) -> T.Transform:
     if not isinstance(found, T.ResizeTransform):
         return found

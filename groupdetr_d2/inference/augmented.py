@@ -1,14 +1,16 @@
 """Test-time augmentation: several sizes and flips of an image, and one set of detections."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import Augmentation
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..data.image_file import channels_first
-from ..data.resize import ResizeShortestSide
+from ..data.resize import LARGEST_SIDE, ResizeByFactor, ResizeShortestSide
 from ..errors import UserError
 from ..modeling.meta_arch import SetPredictor
 
@@ -20,8 +22,8 @@ class AugmentedModel(nn.Module):
     takes, with the image in its original size under "original" (3, H, W).
 
     Args:
-        min_sizes: lengths of the shorter side.
-        max_size: bound of the longer one.
+        resizes: of an image, one for each size in which it is seen.
+        flip: whether each of them is seen mirrored, too.
         merge: ``(detections of every view, limit) -> detections``, the task's if not given.
 
     Raises:
@@ -32,8 +34,7 @@ class AugmentedModel(nn.Module):
         self,
         model: SetPredictor,
         *,
-        min_sizes: tuple[int, ...],
-        max_size: int,
+        resizes: Sequence[Augmentation],
         flip: bool,
         merge: Callable | None = None,
     ):
@@ -43,7 +44,7 @@ class AugmentedModel(nn.Module):
                 f"{type(model).__name__} has no test-time augmentation: set TEST.AUG.ENABLED False"
             )
         self.model, self.merge, self.flip_back = model, merge or model.task.merge, model.task.flip
-        self.resizes = [ResizeShortestSide(size, max_size) for size in min_sizes]
+        self.resizes = list(resizes)
         self.flips = (False, True) if flip else (False,)
 
     @property
@@ -62,7 +63,7 @@ class AugmentedModel(nn.Module):
         return self.merge(views, self.detections_per_image)
 
     def _detect_in_view(
-        self, image: Tensor, resize: ResizeShortestSide, is_flipped: bool, x: dict
+        self, image: Tensor, resize: Augmentation, is_flipped: bool, x: dict
     ) -> Instances:
         """Detects in one view; returns detections in the original image's pixels."""
         array = image.permute(1, 2, 0).cpu().numpy()
@@ -80,6 +81,18 @@ def build_evaluated_model(cfg, model: SetPredictor) -> nn.Module:
 def build_augmented_model(cfg, model: Any) -> AugmentedModel:
     """Builds the model with the sizes and flips of TEST.AUG, whether that is enabled or not."""
     plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    aug = cfg.TEST.AUG
-    sizes = tuple(aug.MIN_SIZES)
-    return AugmentedModel(plain, min_sizes=sizes, max_size=aug.MAX_SIZE, flip=aug.FLIP)
+    return AugmentedModel(plain, resizes=build_resizes(cfg), flip=cfg.TEST.AUG.FLIP)
+
+
+def build_resizes(cfg: CfgNode) -> list[Augmentation]:
+    """Builds the resizing to each size of TEST.AUG.
+
+    Those are TEST.AUG.MIN_SIZES, or else TEST.AUG.SCALES times the model's own test size, so that a
+    scale of 1 is what the model sees without augmentation. A size that comes twice counts once.
+    """
+    aug, own, bound = cfg.TEST.AUG, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    if not own and not aug.MIN_SIZES:  # images are seen as they are
+        return [ResizeByFactor(x, aug.MAX_SIZE or round(x * bound)) for x in aug.SCALES]
+    sizes = aug.MIN_SIZES or [max(1, round(x * own)) for x in aug.SCALES]
+    bounds = {x: aug.MAX_SIZE or (round(bound * x / own) if own else LARGEST_SIDE) for x in sizes}
+    return [ResizeShortestSide(size, largest) for size, largest in bounds.items()]

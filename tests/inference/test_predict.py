@@ -15,8 +15,10 @@ from groupdetr_d2.checkpoint import GroupCheckpointer
 from groupdetr_d2.checkpoint.run_info import RunInfo
 from groupdetr_d2.checkpoint.stripping import stripped_note
 from groupdetr_d2.commands import run as main
+from groupdetr_d2.config.upgrade import upgrade
+from groupdetr_d2.data.resize import ResizeShortestSide
 from groupdetr_d2.errors import UserError
-from groupdetr_d2.inference.augmented import AugmentedModel
+from groupdetr_d2.inference.augmented import AugmentedModel, build_resizes
 from groupdetr_d2.tasks.boxes import BOXES
 from tests.conftest import randomize_heads, small_config
 
@@ -219,6 +221,55 @@ def test_one_look_without_a_flip_is_the_model_itself(tmp_path):
     assert torch.equal(found.instances.pred_boxes.tensor, plain.instances.pred_boxes.tensor)
 
 
+def view_sizes(shape, *opts):
+    """The sizes in which test-time augmentation sees an image of that shape."""
+    cfg = small_config(CONFIGS["learned"], 1, "INPUT.MIN_SIZE_TEST", 160, *opts)
+    image = np.zeros((*shape, 3), np.uint8)
+    return [r.get_transform(image).apply_image(image).shape[:2] for r in build_resizes(cfg)]
+
+
+def test_sizes_of_augmentation_are_those_of_the_model_times_its_scales():
+    """A scale of 1 is what the model sees without, up to the bound of the longer side."""
+    halves = ["TEST.AUG.SCALES", (0.5, 1.0, 1.002, 1.5), "INPUT.MAX_SIZE_TEST", 400]
+    assert view_sizes((100, 125), *halves) == [(80, 100), (160, 200), (240, 300)]
+    assert view_sizes((100, 500), *halves) == [(40, 200), (80, 400), (120, 600)]
+    assert [min(size) for size in view_sizes((160, 160))] == [
+        80,
+        100,
+        120,
+        140,
+        *range(160, 241, 20),
+    ]
+    assert view_sizes((100, 500), *halves, "TEST.AUG.MAX_SIZE", 300)[-1] == (60, 300)
+    # images that the model sees as they are
+    assert view_sizes((100, 300), *halves, "INPUT.MIN_SIZE_TEST", 0)[::3] == [(50, 150), (150, 450)]
+
+
+def test_sizes_of_augmentation_that_are_given_count():
+    given = ["TEST.AUG.MIN_SIZES", (60, 120), "INPUT.MAX_SIZE_TEST", 400]
+    assert view_sizes((100, 125), *given) == [(60, 75), (120, 150)]
+    assert view_sizes((100, 500), *given) == [(30, 150), (60, 300)]
+    assert view_sizes((100, 500), *given, "TEST.AUG.MAX_SIZE", 4000) == [(60, 300), (120, 600)]
+    assert view_sizes((100, 500), *given, "INPUT.MIN_SIZE_TEST", 0) == [(60, 300), (120, 600)]
+    for key, value in (("MIN_SIZES", (0,)), ("SCALES", ()), ("SCALES", (-1.0,))):
+        with pytest.raises(UserError, match=rf"TEST.AUG.{key} is .* has to be"):
+            small_config(CONFIGS["learned"], 1, f"TEST.AUG.{key}", value)
+
+
+def test_a_checkpoint_with_detectron2s_sizes_of_augmentation_has_its_models():
+    """They were every model's before there were scales."""
+    sizes = [400, 500, 600, 700, 800, 900, 1000, 1100, 1200]
+    for aug, expected in (
+        ({"MIN_SIZES": sizes, "MAX_SIZE": 4000, "FLIP": True}, {"FLIP": True}),
+        ({"MIN_SIZES": sizes, "MAX_SIZE": 900}, {"MAX_SIZE": 900}),
+        ({"MIN_SIZES": [60], "MAX_SIZE": 4000}, {"MIN_SIZES": [60], "MAX_SIZE": 4000}),
+        ({"MIN_SIZES": sizes, "SCALES": [1.0]}, {"MIN_SIZES": sizes, "SCALES": [1.0]}),
+    ):
+        detr = {"DENOISING": {}, "TWO_STAGE": ""}
+        content = upgrade({"MODEL": {"DETR": detr}, "TEST": {"AUG": dict(aug)}})
+        assert content["TEST"]["AUG"] == expected
+
+
 class Bright(torch.nn.Module):
     """Finds the bright rectangle."""
 
@@ -242,7 +293,7 @@ class Bright(torch.nn.Module):
 def test_flips_and_sizes_are_undone_before_merging():
     image = torch.zeros(3, 60, 120, dtype=torch.uint8)
     image[:, 10:30, 80:110] = 255
-    model = AugmentedModel(Bright(), min_sizes=(60, 120), max_size=1000, flip=True)
+    model = AugmentedModel(Bright(), resizes=[ResizeShortestSide(s) for s in (60, 120)], flip=True)
     assert len(model.resizes) * len(model.flips) == 4
     inputs = {"image": image, "original": image, "height": 60, "width": 120}
     found = model([inputs])[0]["instances"]
