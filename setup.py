@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+OPENVINO = ["openvino>=2025.0"]  # tested with 2026.4; export runs without it
 SERVE = ["gradio>=5"]
 FAST = ["faster-coco-eval>=1.6"]  # evaluation in a tenth of the time; pycocotools otherwise
 NUSCENES = ["nuscenes-devkit>=1.2,<2", "tqdm"]  # which needs NumPy below 2
@@ -71,6 +72,7 @@ setup(
             "tqdm",
         ],
         "export": EXPORT,
+        "openvino": OPENVINO,
         "serve": SERVE,
         "fast": FAST,
         "nuscenes": NUSCENES,

@@ -1,5 +1,6 @@
 """ONNX export: images in, detections of the primary group out."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..modeling.meta_arch import SetPredictor, check_square
-from ..tasks.task import ExportedOutputs
+from ..tasks.task import ExportedOutputs, Tolerance
 
 MIN_SAME = 0.9  # share of detections that PyTorch and onnxruntime have in common
 
@@ -132,33 +133,60 @@ def export_onnx(
         ) from error
 
 
-def compare_with_onnx(model: SetPredictor, path: str | Path, images: np.ndarray) -> float:
-    """Runs images (B, 3, H, W) through PyTorch and onnxruntime on the CPU.
+def onnx_session(
+    path: str | Path, names: Sequence[str]
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """Loads a file for the CPU; returns a function from images (B, 3, H, W) to its outputs."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: session.run(list(names), {"images": images})
+
+
+def compare_with_file(
+    model: SetPredictor,
+    path: str | Path,
+    run: Callable[[np.ndarray], list[np.ndarray]],
+    images: np.ndarray,
+    *,
+    tolerance: Tolerance,
+    lowest: float,
+) -> float:
+    """Runs images (B, 3, H, W) through PyTorch and an exported file on the CPU.
 
     In a two-stage model some ranks among the proposals are so close that rounding decides them, and
     with them which learned content a proposal gets: a few detections then differ.
 
+    Args:
+        run: gives the outputs of the file.
+        lowest: share of the detections that have to be the same.
+
     Returns:
-        the share of PyTorch's detections that the file gives too, up to rounding.
+        the share of PyTorch's detections that the file gives too, up to the tolerance.
 
     Raises:
-        ExportError: the share is below MIN_SAME, or the number of detections differs.
+        ExportError: the share is below `lowest`, the number of detections differs, or the file
+            gives numbers that are not finite.
     """
-    import onnxruntime
-
     with torch.no_grad():
         expected = [x.numpy() for x in Detector(model).eval()(torch.from_numpy(images))]
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    outputs = outputs_of(model)
-    found = session.run(list(outputs.names), {"images": images})
+    found = run(images)
     if found[0].shape != expected[0].shape:
         numbers = found[0].shape[1], expected[0].shape[1]
         raise ExportError(f"{path} gives {numbers[0]} detections, the model {numbers[1]}")
-    are_equal = outputs.are_equal(expected, found)  # (B, k, k)
+    if not all(np.isfinite(x).all() for x in found):
+        raise ExportError(f"{path} gives NaN or infinite numbers, and the model does not")
+    are_equal = outputs_of(model).are_equal(expected, found, tolerance)  # (B, k, k)
     same = float(are_equal.any(-1).mean())
-    if not same >= MIN_SAME:
+    if not same >= lowest:
         raise ExportError(
             f"{path} gives other detections than PyTorch on images of {images.shape}: only "
             f"{100 * same:.0f} % are the same"
         )
     return same
+
+
+def compare_with_onnx(model: SetPredictor, path: str | Path, images: np.ndarray) -> float:
+    """Compares a float32 file in onnxruntime with PyTorch, see :func:`compare_with_file`."""
+    run = onnx_session(path, outputs_of(model).names)
+    return compare_with_file(model, path, run, images, tolerance=Tolerance(), lowest=MIN_SAME)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import HFlipTransform
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
@@ -25,11 +26,21 @@ from ..losses.criterion import SetCriterion, Term
 from ..structures import sizes_of
 from .coco_source import coco_source
 from .image_input import build_image_reader
-from .task import ExportedOutputs, Task
+from .task import ExportedOutputs, OutputTensor, Task, Tolerance
 
 FIELDS = ("bbox", "bbox_mode", "category_id", "iscrowd")
 CORNERS = ("x1", "y1", "x2", "y2")
-EXPORTED_PIXELS, EXPORTED_SCORE = 1.0, 1e-3  # largest difference of an equal detection
+# of an exported model; masks have them, too
+BOX_TENSORS = (
+    OutputTensor(
+        "boxes",
+        "float32",
+        ("batch", "k", 4),
+        "x1 y1 x2 y2 in pixels of the input, not beyond its edges",
+    ),
+    OutputTensor("scores", "float32", ("batch", "k"), "0 to 1, best first"),
+    OutputTensor("labels", "int64", ("batch", "k"), "places in class_names, from 0"),
+)
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> DetectionMapper:
@@ -116,17 +127,32 @@ def flip(instances: Instances, width: int) -> Instances:
 def select_outputs(
     predictions: BoxPredictions, size: tuple[int, int], k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Selects boxes (B, k, 4) xyxy in pixels, scores (B, k) and labels (B, k), best first."""
+    """Selects boxes (B, k, 4) xyxy in pixels, scores (B, k) and labels (B, k), best first.
+
+    Boxes end at the edges of the image.
+    """
     boxes, scores, labels = top_k(predictions.logits[-1], predictions.boxes[-1], k)
-    return boxes * sizes_of((size,), boxes).repeat(1, 2), scores, labels
+    return boxes.clamp(0, 1) * sizes_of((size,), boxes).repeat(1, 2), scores, labels
 
 
-def are_equal(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> np.ndarray:
+def are_equal(
+    expected: Sequence[np.ndarray], found: Sequence[np.ndarray], tolerance: Tolerance
+) -> np.ndarray:
     """Compares every two detections of an image by box, score and label, (B, k, k) bool."""
     pairs = ((a[:, :, None], b[:, None]) for a, b in zip(expected, found, strict=True))
     box, score, label = (a - b for a, b in pairs)  # (B, k, k, ...)
-    is_near = (np.abs(box).max(-1) < EXPORTED_PIXELS) & (np.abs(score) < EXPORTED_SCORE)
+    is_near = (np.abs(box).max(-1) < tolerance.pixels) & (np.abs(score) < tolerance.score)
     return is_near & (label == 0)
+
+
+def instances_of(
+    outputs: Sequence[np.ndarray], size: tuple[int, int], original: tuple[int, int]
+) -> Instances:
+    """Makes `Instances` in an image's own size of an exported model's outputs (k, ...)."""
+    found = Instances(size)
+    boxes, found.scores, found.pred_classes = map(torch.from_numpy, outputs)
+    found.pred_boxes = Boxes(boxes)
+    return detector_postprocess(found, *original)
 
 
 BOXES = Task(
@@ -152,11 +178,5 @@ BOXES = Task(
     of_queries=of_queries,
     flip=flip,
     merge=merge_by_fusion,
-    exported=ExportedOutputs(
-        names=("boxes", "scores", "labels"),
-        select=select_outputs,
-        are_equal=are_equal,
-        description="boxes: (batch, {k}, 4) x1 y1 x2 y2 in pixels of the input; scores, labels: "
-        "(batch, {k})",
-    ),
+    exported=ExportedOutputs(BOX_TENSORS, select_outputs, are_equal, instances_of),
 )

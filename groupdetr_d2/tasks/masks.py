@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor
 
 from ..data.augmentation import build_augmentation
@@ -27,10 +27,13 @@ from ..losses.mask import MaskPredictions, PointSampler, bce_loss, dice_loss, ma
 from . import boxes
 from .coco_source import coco_source
 from .image_input import build_image_reader
-from .task import ExportedOutputs, Task
+from .task import ExportedOutputs, OutputTensor, Task, Tolerance
 
 FIELDS = (*boxes.FIELDS, "segmentation")
-EXPORTED_IOU = 0.95  # smallest overlap of an equal mask
+# of an exported model
+MASK_TENSOR = OutputTensor(
+    "masks", "uint8", ("batch", "k", "height", "width"), "1 inside, in the size of the input"
+)
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> DetectionMapper:
@@ -131,7 +134,9 @@ def select_outputs(
     return masks, boxes_around(masks > 0), scores, labels.gather(1, order)
 
 
-def are_equal(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> np.ndarray:
+def are_equal(
+    expected: Sequence[np.ndarray], found: Sequence[np.ndarray], tolerance: Tolerance
+) -> np.ndarray:
     """Compares every two detections of an image by mask, score and label, (B, k, k) bool."""
     a, b = (x[0].reshape(*x[0].shape[:2], -1).astype(np.float32) for x in (expected, found))
     overlap = a @ b.transpose(0, 2, 1)
@@ -139,8 +144,20 @@ def are_equal(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> np
     score, label = (
         x[:, :, None] - y[:, None] for x, y in zip(expected[2:], found[2:], strict=True)
     )
-    is_near = (overlap >= EXPORTED_IOU * union) & (np.abs(score) < boxes.EXPORTED_SCORE)
+    is_near = (overlap >= tolerance.overlap * union) & (np.abs(score) < tolerance.score)
     return is_near & (label == 0)
+
+
+def instances_of(
+    outputs: Sequence[np.ndarray], size: tuple[int, int], original: tuple[int, int]
+) -> Instances:
+    """Makes `Instances` in an image's own size of an exported model's outputs (k, ...)."""
+    masks, _, scores, labels = map(torch.from_numpy, outputs)
+    resized = F.interpolate(masks[None].float(), original, mode="bilinear", align_corners=False)
+    found = Instances(original, scores=scores, pred_classes=labels)
+    found.pred_masks = resized[0] > 0.5
+    found.pred_boxes = Boxes(boxes_around(found.pred_masks))
+    return found
 
 
 MASKS = Task(
@@ -167,10 +184,6 @@ MASKS = Task(
     flip=None,
     merge=None,
     exported=ExportedOutputs(
-        names=("masks", "boxes", "scores", "labels"),
-        select=select_outputs,
-        are_equal=are_equal,
-        description="masks: (batch, {k}, height, width) uint8, 1 inside; boxes: (batch, {k}, 4) "
-        "x1 y1 x2 y2 in pixels of the input; scores, labels: (batch, {k})",
+        (MASK_TENSOR, *boxes.BOX_TENSORS), select_outputs, are_equal, instances_of
     ),
 )

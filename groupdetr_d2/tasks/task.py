@@ -19,21 +19,59 @@ from ..losses.criterion import SetCriterion
 
 
 @dataclass(frozen=True)
-class ExportedOutputs:
-    """The output tensors of an exported model.
+class OutputTensor:
+    """An output tensor of an exported model, as its users see it.
 
     Attributes:
-        names: their names in the file.
-        select: ``(predictions, image size (height, width), k)`` -> the outputs for the k best
-            (query, class) pairs of each image, (B, k, ...) each, best first.
-        are_equal: ``(expected outputs, found outputs)`` -> whether two detections are the same up
-            to rounding, (B, k, k) bool for every pair of them.
+        dtype: its type in NumPy's words.
+        shape: names of its dimensions, or numbers; "k" is the number of detections.
+        meaning: a phrase about its values.
     """
 
-    names: tuple[str, ...]
+    name: str
+    dtype: str
+    shape: tuple[str | int, ...]
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The largest difference of two detections that count as the same.
+
+    Attributes:
+        pixels: of a box's corners, in pixels of the model's input.
+        score: of the scores.
+        overlap: the smallest IoU of two masks.
+    """
+
+    pixels: float = 1.0
+    score: float = 1e-3
+    overlap: float = 0.95
+
+
+@dataclass(frozen=True)
+class ExportedOutputs:
+    """The outputs of an exported model.
+
+    Attributes:
+        tensors: their descriptions, in the order in which `select` gives them.
+        select: ``(predictions, image size (height, width), k)`` -> the outputs for the k best
+            (query, class) pairs of each image, (B, k, ...) each, best first.
+        are_equal: ``(expected outputs, found outputs, tolerance)`` -> whether two detections are
+            the same, (B, k, k) bool for every pair of them.
+        instances: ``(outputs of one image (k, ...), size of the input, size of the image)`` -> the
+            detections as the model gives them; sizes are (height, width).
+    """
+
+    tensors: tuple[OutputTensor, ...]
     select: Callable[..., tuple[Tensor, ...]]
-    are_equal: Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], np.ndarray]
-    description: str  # of the outputs, for the user; "{k}" stands for their number
+    are_equal: Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Tolerance], np.ndarray]
+    instances: Callable[[Sequence[np.ndarray], tuple[int, int], tuple[int, int]], Instances]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tensors in the file."""
+        return tuple(tensor.name for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
