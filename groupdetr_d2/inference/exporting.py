@@ -100,6 +100,25 @@ def check_arguments(args: argparse.Namespace) -> None:
             )
     if args.num_images is not None and args.num_images < 1:
         raise UserError(f"--num-images is {args.num_images}; it has to be 1 or more")
+    if min(args.image_size) < 1:
+        raise UserError(f"--image-size is {args.image_size}; it has to be a height and a width")
+    check_is_writable(Path(args.out))
+
+
+def check_is_writable(path: Path) -> None:
+    """Checks that a file can be written, and makes its folder.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; it has to be a file such as {path}/model.onnx")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written to ({error.strerror})") from error
 
 
 def load_model(args: argparse.Namespace, settle: Settle | None = None) -> ModelToExport:
@@ -125,7 +144,6 @@ def load_model(args: argparse.Namespace, settle: Settle | None = None) -> ModelT
 def write_files(own: ModelToExport, args: argparse.Namespace) -> dict[Path, str]:
     """Writes the files of every precision, each whole; returns precisions by their paths."""
     out, size = Path(args.out), tuple(args.image_size)
-    out.parent.mkdir(parents=True, exist_ok=True)
     wanted, written = list(dict.fromkeys(args.precision)), {}
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".unfinished-") as folder:
         made = {precision: Path(folder, f"{precision}.onnx") for precision in TOLERANCES}

@@ -107,12 +107,23 @@ def write_int8(source: Path, target: Path) -> None:
             per_channel=True,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=products_of_stacks(onnx.load(source).graph),
         )
     finally:
         root.setLevel(level)
     model = onnx.load(target)
     store_convolutions_as_int8(model.graph)
     onnx.save(model, target)
+
+
+def products_of_stacks(graph: onnx.GraphProto) -> list[str]:
+    """Names the products whose weights are not (in, out), as those of a first stage's groups are.
+
+    onnxruntime writes scales of every channel for them that it refuses to read.
+    """
+    sizes = {x.name: len(x.dims) for x in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    return [node.name for node in products if any(sizes.get(x, 2) != 2 for x in node.input)]
 
 
 def store_convolutions_as_int8(graph: onnx.GraphProto) -> None:

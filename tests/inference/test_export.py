@@ -1,7 +1,10 @@
 """The ONNX file gives what PyTorch gives, for any batch and image size."""
 
 import functools
+import runpy
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,23 +13,31 @@ import torch
 from groupdetr_d2.commands import run as main
 from groupdetr_d2.commands.export import OPSET
 from groupdetr_d2.data.image_file import read_bgr
+from groupdetr_d2.inference.export_contract import build_contract, write_metadata
+from groupdetr_d2.inference.export_ladder import FileDetector
+from groupdetr_d2.inference.exporting import TOLERANCES, build_plain_reader
 from groupdetr_d2.inference.onnx_export import (
     Detector,
     ExportError,
+    compare_with_file,
     compare_with_onnx,
     export_onnx,
+    onnx_session,
+    outputs_of,
 )
 from groupdetr_d2.modeling.two_stage import TwoStageQueries
+from tests import ROOT
 from tests.conftest import (
     DATA,
     MASK2FORMER,
     SHRINK,
     SMALL_BACKBONE,
     SMALL_MASK_BACKBONE,
+    small_config,
     small_model,
 )
 
-pytest.importorskip("onnxruntime", reason="onnxruntime is a test extra")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is a test extra")
 pytest.importorskip("onnxscript", reason="onnxscript is a test extra")
 
 SLOW = pytest.mark.slow
@@ -103,6 +114,46 @@ def test_same_detections_for_any_batch_and_image_size(name, export_model):
     for image in sorted((DATA / "coco").rglob("*.jpg"))[:1]:
         rgb = np.ascontiguousarray(read_bgr(image)[::2, ::2, ::-1].transpose(2, 0, 1))
         assert_same(model, path, rgb[None])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dino", "mask2former"])
+def test_two_stages_and_masks_in_lower_precision(name, export_model, tmp_path):
+    from groupdetr_d2.inference.onnx_precision import CONVERTERS
+
+    model, path = export_model(name)
+    images = draw_images(model, (1, 3, 80, 117), np.random.default_rng(3))
+    for precision, lowest in (("fp16", 0.9), ("int8", 0.5)):
+        converted = tmp_path / f"{precision}.onnx"
+        CONVERTERS[precision](path, converted)
+        assert converted.stat().st_size < path.stat().st_size
+        run = onnx_session(converted, outputs_of(model).names)
+        more = {"tolerance": TOLERANCES[precision], "lowest": lowest}
+        compare_with_file(model, converted, run, images, **more)
+
+
+@pytest.mark.slow
+def test_the_example_has_masks(export_model, tmp_path):
+    """They are the file's, in the size of the image."""
+    model, path = export_model("mask2former")
+    cfg = small_config(MASK2FORMER, 3, "INPUT.MIN_SIZE_TEST", 64)
+    names = [f"class {i}" for i in range(model.num_classes)]
+    contract = build_contract(cfg, model, names, 0.0, None)
+    copy = Path(shutil.copy(path, tmp_path))
+    write_metadata(copy, contract.metadata("fp32"))
+    example = runpy.run_path(str(ROOT / "examples" / "onnx_predict.py"))
+    session = onnxruntime.InferenceSession(str(copy), providers=["CPUExecutionProvider"])
+    image = np.random.default_rng(0).integers(0, 256, (100, 140, 3), np.uint8)
+    found = example["detect"](session, image[:, :, ::-1])  # RGB
+    _, inputs = build_plain_reader(cfg)(image)
+    file = FileDetector(model, onnx_session(copy, outputs_of(model).names))
+    expected = file(inputs)
+    expected = expected[expected.pred_boxes.nonempty()]
+    assert len(found) == len(expected) > 5
+    for x, mask, score in zip(found, expected.pred_masks.numpy(), expected.scores, strict=True):
+        assert x["score"] == pytest.approx(score.item()) and x["area"] == x["mask"].sum()
+        both, either = (x["mask"] & mask).sum(), (x["mask"] | mask).sum()
+        assert both >= 0.95 * either
 
 
 FPN = [

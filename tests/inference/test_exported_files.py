@@ -274,6 +274,11 @@ def test_what_cannot_be_exported_is_said_at_once(exported, capsys):
         main([*weights, "--precision", "fp8"])
     with pytest.raises(SystemExit, match="--num-images is 0; it has to be 1 or more"):
         main([*weights, "--evaluate", "--num-images", "0"])
+    with pytest.raises(SystemExit, match="--image-size is .* a height and a width"):
+        main([*weights, "--image-size", "0", "64"])
+    for out, reason in ((exported, "is a folder"), (exported / "model.pth/a", "cannot be written")):
+        with pytest.raises(SystemExit, match=f"--out .* {reason}"):
+            main([*weights[:-1], str(out)])
 
 
 def test_openvino_is_an_extra(exported, monkeypatch):
