@@ -74,6 +74,7 @@ def export(args: argparse.Namespace, settle: Settle | None = None) -> None:
     """
     check_arguments(args)
     own = load_model(args, settle)
+    check_is_writable(Path(args.out))
     paths = write_files(own, args)
     say_contents(own, paths, args.opset)
     compare_files(own, paths, args)
@@ -102,7 +103,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--num-images is {args.num_images}; it has to be 1 or more")
     if min(args.image_size) < 1:
         raise UserError(f"--image-size is {args.image_size}; it has to be a height and a width")
-    check_is_writable(Path(args.out))
 
 
 def check_is_writable(path: Path) -> None:
