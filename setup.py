@@ -11,6 +11,7 @@ SERVE = ["gradio>=5"]
 FAST = ["faster-coco-eval>=1.6"]  # evaluation in a tenth of the time; pycocotools otherwise
 NUSCENES = ["nuscenes-devkit>=1.2,<2", "tqdm"]  # which needs NumPy below 2
 HUB = ["huggingface_hub>=0.30"]  # weights from hf://owner/name
+LOGGERS = {"wandb": ["wandb>=0.17"], "mlflow": ["mlflow>=2.14"]}  # of the key LOGGERS
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.50", "playwright>=1.45"]
 TEST += [*EXPORT, *SERVE, *FAST, *NUSCENES, *HUB]
 
@@ -77,6 +78,7 @@ setup(
         "fast": FAST,
         "nuscenes": NUSCENES,
         "hub": HUB,
+        **LOGGERS,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.5", "mypy>=1.10", "pre-commit>=3"],
     },

@@ -96,6 +96,8 @@ CHOICES: dict[str, Words | Callable[[CfgNode], Words]] = {
     "DATALOADER.ON_ERROR": ("raise", "skip"),
     "DATASETS.CUSTOM.BAD_BOXES": ("error", "drop"),
 }
+# keys that take a list of words
+LISTS: dict[str, Words] = {"LOGGERS": ("tensorboard", "wandb", "mlflow")}
 
 
 def check_choices(cfg: CfgNode) -> None:
@@ -111,6 +113,10 @@ def check_choices(cfg: CfgNode) -> None:
         allowed = words(cfg) if callable(words) else words
         if value not in allowed:
             raise ChoiceError(f"{key} is {value!r}; it can be {_listed(allowed)}")
+    for key, allowed in LISTS.items():
+        unknown = [word for word in value_of(cfg, key) if word not in allowed]
+        if unknown:
+            raise ChoiceError(f"{key} has {unknown[0]!r}; it can have {_listed(allowed)}")
 
 
 def value_of(cfg: CfgNode, key: str):

@@ -61,6 +61,7 @@ def _add_all(cfg: CN) -> None:
     _add_variant_keys(cfg)
     _add_backbone_keys(cfg)
     _add_solver_keys(cfg)
+    _add_logger_keys(cfg)
     _add_data_keys(cfg)
     _add_view_keys(cfg)
     _add_set_keys(cfg)
@@ -286,6 +287,12 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.1
     # The type of mixed precision (SOLVER.AMP.ENABLED); boxes, costs and losses stay float32.
     cfg.SOLVER.AMP.DTYPE = "float16"
+
+
+def _add_logger_keys(cfg: CN) -> None:
+    # The places that a training writes scalars and example predictions to, besides metrics.json:
+    # "tensorboard", "wandb" (Weights & Biases), "mlflow". docs/loggers.md describes them.
+    cfg.LOGGERS = ["tensorboard"]
 
 
 def _add_data_keys(cfg: CN) -> None:

@@ -12,7 +12,7 @@ from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter, JSONWriter
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -31,6 +31,8 @@ from .ema import MeanWeights, MeanWeightsHook
 from .first_batches import FirstBatchesHook
 from .freezing import freeze
 from .interruption import StopSignals
+from .loggers import RunLogger, build_loggers, check_installed
+from .loggers.session import PicturesHook, logged
 from .progress import ProgressBar, ProgressPrinter
 from .report import LastEvaluation, ReportHook, read_evaluation, results_file
 from .reporting import UserErrorsAside
@@ -56,6 +58,7 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own constructor cannot do DDP on a CPU; this is its order of things
         super(DefaultTrainer, self).__init__()
         cfg = settled(cfg)
+        check_installed(cfg.LOGGERS)
         if comm.is_main_process():
             take_folder(cfg.OUTPUT_DIR)
             put_metrics_aside(cfg.OUTPUT_DIR)
@@ -94,6 +97,7 @@ class Trainer(DefaultTrainer):
         )
         self.progress_bar = ProgressBar(self.task, self.epoch_iters)
         self.report_hook = ReportHook(cfg) if comm.is_main_process() else None
+        self.loggers: list[RunLogger] = []
         self.register_hooks(self.build_hooks())
 
     def _build_step(
@@ -168,6 +172,15 @@ class Trainer(DefaultTrainer):
         loop, aside = logging.getLogger(TrainerBase.__module__), UserErrorsAside()
         loop.addFilter(aside)
         try:
+            with logged(self.loggers, self, Path(self.cfg.OUTPUT_DIR)):
+                self._train_to_the_end()
+        finally:
+            loop.removeFilter(aside)
+            give_folder_back(self.cfg.OUTPUT_DIR)
+        return self.last_evaluation.results if self.last_evaluation else None
+
+    def _train_to_the_end(self) -> None:
+        try:
             with self.signals:
                 super().train()
         except NoImprovement as end:
@@ -175,10 +188,7 @@ class Trainer(DefaultTrainer):
             if self.report_hook:
                 self.report_hook.report()
         finally:
-            loop.removeFilter(aside)
             self.progress_bar.close()
-            give_folder_back(self.cfg.OUTPUT_DIR)
-        return self.last_evaluation.results if self.last_evaluation else None
 
     def state_dict(self) -> dict:
         """Returns the state to resume from: its "iteration" is the last one that was done."""
@@ -252,7 +262,10 @@ class Trainer(DefaultTrainer):
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
             built.append(BestHook(self.best, self.checkpointer, self.task, cfg.SOLVER.PATIENCE))
         if self.report_hook:
-            built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+            writers = self.build_writers()
+            self.loggers = [writer for writer in writers if isinstance(writer, RunLogger)]
+            built.append(PicturesHook(self.loggers, self.task))
+            built.append(hooks.PeriodicWriter(writers, period=20))
             picture = Path(cfg.OUTPUT_DIR, "first_batches.jpg")
             names, order = class_names(cfg), cfg.INPUT.FORMAT
             built.append(self.progress_bar)
@@ -285,7 +298,7 @@ class Trainer(DefaultTrainer):
         return {self.task.kind: metrics, **results} if metrics else results
 
     def build_writers(self) -> list[EventWriter]:
-        """Builds the progress line, metrics.json and tensorboard."""
+        """Builds the progress line, metrics.json and the loggers of LOGGERS."""
         folder = self.cfg.OUTPUT_DIR
         os.makedirs(folder, exist_ok=True)
         printer = ProgressPrinter(
@@ -294,7 +307,7 @@ class Trainer(DefaultTrainer):
         return [
             printer,
             JSONWriter(os.path.join(folder, "metrics.json")),
-            TensorboardXWriter(folder),
+            *build_loggers(self.cfg),
         ]
 
 
