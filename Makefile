@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -W ignore
 DEMO := output/group_conditional_detr_shapes
 
-.PHONY: env demo test test-fast lint clean
+.PHONY: env demo test test-fast lint docs clean
 
 env: $(VENV)/.current
 
@@ -27,5 +27,8 @@ lint: env
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
 
+docs: env  ## the documentation as a site in site/; a warning, such as a broken link, is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
 clean:
-	rm -rf output datasets/shapes .pytest_cache .ruff_cache
+	rm -rf site output datasets/shapes .pytest_cache .ruff_cache

@@ -12,6 +12,7 @@ FAST = ["faster-coco-eval>=1.6"]  # evaluation in a tenth of the time; pycocotoo
 NUSCENES = ["nuscenes-devkit>=1.2,<2", "tqdm"]  # which needs NumPy below 2
 HUB = ["huggingface_hub>=0.30"]  # weights from hf://owner/name
 LOGGERS = {"wandb": ["wandb>=0.17"], "mlflow": ["mlflow>=2.14"]}  # of the key LOGGERS
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.50", "playwright>=1.45"]
 TEST += [*EXPORT, *SERVE, *FAST, *NUSCENES, *HUB]
 
@@ -80,6 +81,7 @@ setup(
         "hub": HUB,
         **LOGGERS,
         "test": TEST,
-        "dev": [*TEST, "ruff>=0.5", "mypy>=1.10", "pre-commit>=3"],
+        "docs": DOCS,
+        "dev": [*TEST, *DOCS, "ruff>=0.5", "mypy>=1.10", "pre-commit>=3"],
     },
 )
