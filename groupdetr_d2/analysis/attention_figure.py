@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..evaluation.drawing import class_colour, sheet
+from ..evaluation.colours import class_colour
+from ..evaluation.drawing import sheet
 from ..inference.predictor import Predictor
 from ..layers.attention import attention_maps
 from ..modeling.batch import padded_size

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.image_file import read_bgr
-from ..evaluation.drawing import class_colour
+from ..evaluation.colours import class_colour
 from ..layers.box_ops import box_cxcywh_to_xyxy
 from . import mask_query_figure
 from .output import write_csv

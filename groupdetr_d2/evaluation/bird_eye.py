@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from ..data.nuscenes.geometry import YAW, corners_of
-from .drawing import class_colour
+from .colours import class_colour
 from .drawn_boxes import DrawnBoxes
 from .lettering import put_text
 

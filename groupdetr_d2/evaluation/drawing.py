@@ -1,22 +1,16 @@
-"""Pictures: boxes and masks on images, sheets of images, training curves."""
+"""Pictures: boxes and masks on images, and sheets of images."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
 
+from .colours import class_colour
+from .labels import Label, draw_labels, fitting
 from .lettering import put_text
-from .metrics_file import read_metrics
 
-TILE_SIDE, TITLE_HEIGHT = 320, 20
-
-
-def class_colour(index: int) -> tuple[int, int, int]:
-    """Picks a bright BGR colour for a class."""
-    hue = np.array([[[index * 47 % 180, 200, 255]]], dtype=np.uint8)
-    blue, green, red = (int(c) for c in cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0])
-    return blue, green, red
+TILE_SIDE, TITLE_HEIGHT, TITLE_SIZE = 320, 20, 0.4
+FAR = 2.0**20  # pixels; OpenCV counts no farther than 2**31
 
 
 def draw_boxes(
@@ -26,16 +20,36 @@ def draw_boxes(
     names: Sequence[str],
     scores: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """Draws boxes, class names and scores on a copy of an image (H, W, 3) BGR."""
+    """Draws boxes, class names and scores on a copy of an image (H, W, 3) BGR.
+
+    Labels neither cover one another nor leave the image. Those of the best detections come first,
+    of true objects those of the smallest.
+    """
     image = image.copy()
-    size = max(0.3, min(image.shape[:2]) / 1000)
-    for i, (box, category) in enumerate(zip(boxes_xyxy, classes, strict=True)):
-        x0, y0, x1, y1 = (int(round(float(v))) for v in box)
-        colour = class_colour(int(category))
-        cv2.rectangle(image, (x0, y0), (x1, y1), colour, max(1, round(2 * size)))
-        text = names[int(category)] + ("" if scores is None else f" {scores[i]:.2f}")
-        put_text(image, text, (x0, max(9, y0 - 2)), size, colour, outlined=True)
+    size = letter_size(image.shape)
+    thickness = max(1, round(4 * size - 0.6))
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
+    ranks = -_areas(boxes) if scores is None else np.asarray(scores, dtype=np.float64)
+    order = np.argsort(-ranks, kind="stable").tolist()
+    colours = [class_colour(int(category)) for category in classes]
+    for i in reversed(order):
+        x0, y0, x1, y1 = (int(round(float(v))) for v in np.clip(boxes[i], -FAR, FAR))
+        cv2.rectangle(image, (x0, y0), (x1, y1), colours[i], thickness)
+    texts = [names[int(category)] for category in classes]
+    if scores is not None:
+        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores, strict=True)]
+    draw_labels(image, [Label(texts[i], tuple(boxes[i]), colours[i]) for i in order], size)
     return image
+
+
+def letter_size(shape: Sequence[int]) -> float:
+    """Chooses the size of letters on an image of that (height, width, ...)."""
+    return float(np.clip(min(shape[:2]) / 1300, 0.37, 2))
+
+
+def _areas(boxes_xyxy: np.ndarray) -> np.ndarray:
+    sides = np.maximum(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], 0)
+    return sides[:, 0] * sides[:, 1]
 
 
 def draw_masks(image: np.ndarray, masks: np.ndarray, classes: Sequence[int]) -> np.ndarray:
@@ -46,7 +60,8 @@ def draw_masks(image: np.ndarray, masks: np.ndarray, classes: Sequence[int]) -> 
     """
     image = image.copy()
     size = (image.shape[1], image.shape[0])
-    for mask, category in zip(masks, classes, strict=True):
+    order = np.argsort(-masks.sum((1, 2)), kind="stable")  # small ones stay visible
+    for mask, category in ((masks[i], classes[int(i)]) for i in order):
         scaled = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         inside, colour = scaled > 0, class_colour(int(category))
         image[inside] = (0.55 * image[inside] + 0.45 * np.array(colour)).astype(np.uint8)
@@ -58,54 +73,40 @@ def draw_masks(image: np.ndarray, masks: np.ndarray, classes: Sequence[int]) -> 
 def draw_tile(
     title: str, image: np.ndarray, draw: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Makes a square picture for a sheet: the image scaled, drawn on at that scale, with a title.
+    """Makes a picture for a sheet: the image scaled, drawn on at that scale, with a title.
 
     Args:
         image: (H, W, 3) BGR.
         draw: draws on the scaled image, and returns it.
     """
     image = scaled_to(image, TILE_SIDE)
-    below, right = TILE_SIDE - image.shape[0], TILE_SIDE - image.shape[1]
-    return put_title(draw(image), title, below=below, right=right)
+    return put_title(draw(image), title, right=TILE_SIDE - image.shape[1])
 
 
 def scaled_to(image: np.ndarray, side: int) -> np.ndarray:
     """Scales an image (H, W, 3) so that its longer side is `side`."""
     scale = side / max(image.shape[:2])
     height, width = (max(1, round(n * scale)) for n in image.shape[:2])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), interpolation=how)
 
 
-def put_title(image: np.ndarray, title: str, *, below: int = 0, right: int = 0) -> np.ndarray:
-    """Adds a line of text above an image, and black pixels below it and on its right."""
-    image = cv2.copyMakeBorder(image, TITLE_HEIGHT, below, 0, right, cv2.BORDER_CONSTANT)
-    return put_text(image, title, (4, TITLE_HEIGHT - 6), 0.45, (255, 255, 255))
+def put_title(image: np.ndarray, title: str, *, right: int = 0) -> np.ndarray:
+    """Adds a line of text above an image, and black pixels on its right."""
+    image = cv2.copyMakeBorder(image, TITLE_HEIGHT, 0, 0, right, cv2.BORDER_CONSTANT)
+    text = fitting(title, TITLE_SIZE, image.shape[1] - 8)
+    return put_text(image, text, (4, TITLE_HEIGHT - 6), TITLE_SIZE, (255, 255, 255))
 
 
 def sheet(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Lays tiles of one size side by side, row by row."""
-    missing = -len(tiles) % columns
-    cells = [*tiles, *[np.zeros_like(tiles[0])] * missing]
-    rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
+    """Lays tiles of one width side by side, row by row; a row is as high as its highest tile."""
+    rows = [_row(tiles[i : i + columns], columns) for i in range(0, len(tiles), columns)]
     return np.vstack(rows)
 
 
-def draw_curves(folder: Path, out: Path, metric: str) -> None:
-    """Draws the total loss and a metric over iterations, from the metrics.json of a folder."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    records = read_metrics(folder)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    name = metric.partition("/")[2]
-    for axis, key, title in ((left, "total_loss", "training loss"), (right, metric, name)):
-        points = [(r["iteration"], r[key]) for r in records if key in r]
-        if points:
-            axis.plot(*zip(*points, strict=True), marker="." if axis is right else None)
-        axis.set(title=title, xlabel="iteration")
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+def _row(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    height, width = max(len(tile) for tile in tiles), tiles[0].shape[1]
+    row = np.zeros((height, columns * width, 3), dtype=np.uint8)
+    for i, tile in enumerate(tiles):
+        row[: len(tile), i * width : (i + 1) * width] = tile
+    return row

@@ -7,8 +7,10 @@ import numpy as np
 
 from ..data.nuscenes.geometry import corners_of
 from .bird_eye import WHITE, draw_bird_eye
+from .drawing import letter_size
 from .drawn_boxes import DrawnBoxes
-from .lettering import CV_FONT, put_text
+from .labels import Label, draw_labels
+from .lettering import put_text
 
 NEAR = 0.1  # metres before the camera; what is nearer is cut off
 # the places of corners that geometry.corners_of makes: front (the first four), back, and between
@@ -227,25 +229,17 @@ def cut_polygon(points: np.ndarray) -> np.ndarray:
 def _draw_labels(
     image: np.ndarray, labels: Sequence[tuple[np.ndarray, str, tuple[int, int, int]]]
 ) -> None:
-    """Writes names above boxes, in this order, where no name is yet."""
-    height, width = image.shape[:2]
-    size = max(0.33, min(height, width) / 1000)
-    taken = np.zeros((height, width), dtype=bool)
+    """Writes names above boxes, in this order, where there is room."""
+    size, shown = letter_size(image.shape), []
     for corners, text, colour in labels:
-        place = _top_of(corners, image.shape)
-        if place is None:
-            continue
-        (across, up), below = cv2.getTextSize(text, CV_FONT, size, 1)
-        x = int(np.clip(place[0] - across // 2, 0, max(0, width - across)))
-        y = int(np.clip(place[1] - 3, up + 1, height - below))
-        own = taken[max(0, y - up - 1) : y + below, max(0, x - 2) : x + across + 2]
-        if not own.any():
-            own[:] = True
-            put_text(image, text, (x, y), size, colour, outlined=True)
+        extent = _extent(corners, image.shape)
+        if extent is not None:
+            shown.append(Label(text, extent, colour))
+    draw_labels(image, shown, size)
 
 
-def _top_of(corners: np.ndarray, shape: Sequence[int]) -> tuple[int, int] | None:
-    """Finds the middle of the upper edge of a box in an image; None if it is too low for a name."""
+def _extent(corners: np.ndarray, shape: Sequence[int]) -> tuple[float, float, float, float] | None:
+    """Finds x0, y0, x1, y1 of a box in an image; None if it is too low for a name."""
     ends = np.array([end for segment in _segments(corners, EDGES, shape) for end in segment])
-    (left, top), (right, bottom) = ends.min(0), ends.max(0)
-    return ((left + right) // 2, top) if bottom - top >= LABELLED_HEIGHT else None
+    (left, top), (right, bottom) = ends.min(0).tolist(), ends.max(0).tolist()
+    return (left, top, right, bottom) if bottom - top >= LABELLED_HEIGHT else None

@@ -7,7 +7,8 @@ import numpy as np
 from detectron2.structures import Instances
 
 from ..data.nuscenes.geometry import YAW
-from .drawing import class_colour
+from .colours import class_colour
+from .drawn_once import drawn_once
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,12 @@ class DrawnBoxes:
 
     @classmethod
     def of_found(cls, instances: Instances) -> "DrawnBoxes":
-        """Takes `pred_boxes3d` (n, 9), `pred_classes` and `scores` of instances, where finite."""
+        """Takes `pred_boxes3d` (n, 9), `pred_classes` and `scores` of instances, where finite.
+
+        A box that was found with several classes is taken once, with the best one.
+        """
         values = instances.to("cpu")
-        values = values[values.pred_boxes3d[:, : YAW + 1].isfinite().all(1)]
+        values = drawn_once(values[values.pred_boxes3d[:, : YAW + 1].isfinite().all(1)])
         boxes, classes = values.pred_boxes3d.double().numpy(), values.pred_classes.numpy()
         return cls(boxes, classes, values.scores.double().numpy())
 

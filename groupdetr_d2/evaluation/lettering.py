@@ -7,17 +7,18 @@ Chinese, Japanese and Korean ones; the fonts of the machine add others.
 import functools
 import importlib.util
 import logging
+import math
 from pathlib import Path
 
-import cv2
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 logger = logging.getLogger(__name__)
-CV_FONT = cv2.FONT_HERSHEY_SIMPLEX  # ASCII alone
-PIXELS_AT_ONE = 30  # height of OpenCV's letters at size 1
+PIXELS_AT_ONE = 30  # height of a font of size 1
+SMALLEST = 9  # pixels of a font that can be read
+ASCII_HEIGHT = 0.83  # of the capitals of DejaVu Sans, relative to the ascent of its font
 
 
 def put_text(
@@ -29,29 +30,67 @@ def put_text(
     *,
     outlined: bool = False,
 ) -> np.ndarray:
-    """Writes a line on an image (H, W, 3) BGR, in place where it can.
+    """Writes a line on an image (H, W, 3) BGR, in place; what leaves the image is cut off.
 
     Args:
         place: x and y of the left end of the baseline.
-        size: of OpenCV's letters; those of other fonts are as high.
+        size: 1 for letters of a font of 30 pixels.
         outlined: whether the letters have a black edge.
     """
-    if text.isascii():
-        if outlined:
-            cv2.putText(image, text, place, CV_FONT, size, (0, 0, 0), 3, cv2.LINE_AA)
-        return cv2.putText(image, text, place, CV_FONT, size, colour, 1, cv2.LINE_AA)
-    canvas = Image.fromarray(np.ascontiguousarray(image[..., ::-1]))
-    ImageDraw.Draw(canvas).text(
-        place,
-        drawable(text),
-        fill=colour[::-1],
-        font=ImageFont.truetype(font_for(text) or fonts()[0], max(9, round(PIXELS_AT_ONE * size))),
-        anchor="ls",
-        stroke_width=int(outlined),
-        stroke_fill=(0, 0, 0),
-    )
-    image[:] = np.asarray(canvas)[..., ::-1]
+    edge = int(outlined)
+    left, up, right, down = text_box(text, size)
+    left, up, right, down = left - edge, up + edge, right + edge, down + edge
+    if right <= left or up + down <= 0:
+        return image
+    corner = (place[0] + left, place[1] - up)
+    for ink, stroke in (((0, 0, 0), 1), (colour, 0))[0 if outlined else 1 :]:
+        letters = Image.new("L", (right - left, up + down))
+        ImageDraw.Draw(letters).text(
+            (-left, up),
+            drawable(text),
+            fill=255,
+            font=font_of(text, size),
+            anchor="ls",
+            stroke_width=stroke,
+        )
+        _blend(image, np.asarray(letters), corner, ink)
     return image
+
+
+def _blend(
+    image: np.ndarray, share: np.ndarray, corner: tuple[int, int], colour: tuple[int, int, int]
+) -> None:
+    """Lays a colour over a part of an image, by shares (h, w) of 0 to 255."""
+    x, y = corner
+    height, width = image.shape[:2]
+    share = share[max(0, -y) : max(0, height - y), max(0, -x) : max(0, width - x)]
+    own = image[max(0, y) :, max(0, x) :][: share.shape[0], : share.shape[1]]
+    weight = share[..., None] / 255.0
+    own[:] = np.round(own * (1 - weight) + np.array(colour) * weight)
+
+
+def text_box(text: str, size: float) -> tuple[int, int, int, int]:
+    """Measures a line: pixels from the start of its baseline to the left, top, right and bottom.
+
+    The first is negative where letters begin before the start. Lines of one size are as high as
+    their font, whatever their letters.
+    """
+    font = font_of(text, size)
+    left, _, right, _ = font.getbbox(drawable(text), anchor="ls")
+    up, down = font.getmetrics()
+    up = round(ASCII_HEIGHT * up) if text.isascii() else up  # nothing above its capitals
+    return math.floor(left), up, math.ceil(right), down
+
+
+def font_of(text: str, size: float) -> ImageFont.FreeTypeFont:
+    """Finds a font that has the letters of a text, in a size as for :func:`put_text`."""
+    path = None if text.isascii() else font_for(text)
+    return _font(path or own_font(), max(SMALLEST, round(PIXELS_AT_ONE * size)))
+
+
+@functools.lru_cache(maxsize=64)
+def _font(path: str, pixels: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, pixels)
 
 
 def drawable(text: str) -> str:
@@ -94,12 +133,17 @@ def _letters_of(path: str) -> frozenset[int]:
 
 
 @functools.cache
+def own_font() -> str:
+    """The file of DejaVu Sans, which comes with matplotlib."""
+    return font_manager.findfont("DejaVu Sans")
+
+
+@functools.cache
 def fonts() -> list[str]:
     """The font files: matplotlib's own, Noto Sans CJK, then those of this machine."""
-    own = font_manager.findfont("DejaVu Sans")
     system = font_manager.findSystemFonts()
     return [
-        own,
+        own_font(),
         *_noto(),
         *sorted(path for path in system if path.lower().endswith((".ttf", ".otf", ".ttc"))),
     ]

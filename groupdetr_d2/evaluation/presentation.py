@@ -19,7 +19,6 @@ class Presentation:
             ground truth on it.
         fit: ``(picture, side)`` -> the picture, scaled so that the drawn image fits into a square.
         tile_side: width of the tiles of a sheet, in pixels.
-        tile_height: height of the tiles, at least.
         columns: tiles side by side.
         average: name of the evaluator's AP over all classes.
         at_threshold: name of the AP at the one overlap of the curves.
@@ -30,7 +29,6 @@ class Presentation:
     draw: Callable[..., np.ndarray]
     fit: Callable[[Any, int], Any] = scaled_to
     tile_side: int = TILE_SIDE
-    tile_height: int = TILE_SIDE
     columns: int = 4
     average: str = "AP"
     at_threshold: str = "AP50"
@@ -42,6 +40,4 @@ class Presentation:
     ) -> np.ndarray:
         """Makes a tile of a sheet: the picture scaled, drawn on at that scale, with a title."""
         drawn = self.draw(self.fit(picture, self.tile_side), instances, names)
-        height, width = drawn.shape[:2]
-        below, right = max(0, self.tile_height - height), max(0, self.tile_side - width)
-        return put_title(drawn, title, below=below, right=right)
+        return put_title(drawn, title, right=max(0, self.tile_side - drawn.shape[1]))

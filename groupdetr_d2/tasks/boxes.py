@@ -16,6 +16,7 @@ from ..data.loader import DetectionMapper
 from ..evaluation.coco_evaluator import RESULTS, CocoEvaluator
 from ..evaluation.coco_results import read_box_results
 from ..evaluation.drawing import draw_boxes
+from ..evaluation.drawn_once import drawn_once
 from ..evaluation.fusion import merge_by_fusion
 from ..evaluation.presentation import Presentation
 from ..layers.box_ops import box_cxcywh_to_xyxy
@@ -103,7 +104,11 @@ def coco_record(record: dict) -> dict:
 
 
 def draw(image: np.ndarray, instances: Instances, names: Sequence[str]) -> np.ndarray:
-    """Draws boxes, class names and, of predictions, scores on a copy of the image."""
+    """Draws boxes, class names and, of predictions, scores on a copy of the image.
+
+    A box that was found with several classes is drawn once, with the best one.
+    """
+    instances = drawn_once(instances)
     kind = "pred" if instances.has("pred_boxes") else "gt"
     boxes, classes = instances.get(f"{kind}_boxes"), instances.get(f"{kind}_classes")
     height, width = instances.image_size

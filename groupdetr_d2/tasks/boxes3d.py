@@ -189,7 +189,6 @@ BOXES3D = Task(
         draw,
         fit=FramePicture.fit,
         tile_side=1400,
-        tile_height=400,
         columns=1,
         average="mAP",
         at_threshold="AP at 2 m",

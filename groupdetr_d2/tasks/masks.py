@@ -18,6 +18,7 @@ from ..data.segmentations import encode, polygons_of
 from ..evaluation.coco_evaluator import RESULTS, CocoEvaluator
 from ..evaluation.coco_results import read_mask_results
 from ..evaluation.drawing import draw_masks
+from ..evaluation.drawn_once import drawn_once
 from ..evaluation.presentation import Presentation
 from ..layers.mask_ops import boxes_around, quality_of
 from ..layers.selection import best_pairs
@@ -93,7 +94,11 @@ def as_polygons(record: dict) -> dict:
 
 
 def draw(image: np.ndarray, instances: Instances, names: Sequence[str]) -> np.ndarray:
-    """Draws masks, class names and, of predictions, scores on a copy of the image."""
+    """Draws masks, class names and, of predictions, scores on a copy of the image.
+
+    A mask that was found with several classes is drawn once, with the best one.
+    """
+    instances = drawn_once(instances)
     kind = "pred" if instances.has("pred_masks") else "gt"
     masks = instances.get(f"{kind}_masks")
     if isinstance(masks, PolygonMasks):

@@ -12,10 +12,10 @@ from groupdetr_d2.data.nuscenes.geometry import (
     moved_points,
 )
 from groupdetr_d2.data.nuscenes.names import CAMERAS, CLASSES
-from groupdetr_d2.evaluation import drawing3d
+from groupdetr_d2.evaluation import drawing3d, labels
 from groupdetr_d2.evaluation.bird_eye import GROUND, LINES, REACH, draw_bird_eye, places_of
+from groupdetr_d2.evaluation.colours import class_colour
 from groupdetr_d2.evaluation.detection_curves import box_overlaps
-from groupdetr_d2.evaluation.drawing import class_colour
 from groupdetr_d2.evaluation.drawing3d import (
     cut_line,
     cut_polygon,
@@ -131,24 +131,36 @@ def test_the_nearer_box_is_drawn_over_the_farther(no_labels):
     np.testing.assert_array_equal(first, second)
 
 
-def test_names_do_not_cover_each_other(monkeypatch):
+def test_names_of_boxes_do_not_cover_each_other(monkeypatch):
     written = []
     monkeypatch.setattr(
-        drawing3d, "put_text", lambda image, text, place, *_, **__: written.append((text, place))
+        labels, "put_text", lambda image, text, place, *_: written.append((text, place))
     )
     drawn_on_black(None, found(car(y=30), car(y=10), car(x=-6, y=10)), shape=(100, 200))
-    assert [text for text, _ in written] == ["car 0.50", "car 0.50"]
-    (x, y), (other, _) = (place for _, place in written)
-    assert 0 < y < 40 and abs(x - other) > 40
+    assert [text for text, _ in written] == ["car 0.50"] * 3
+    places = np.array([place for _, place in written])
+    apart = np.abs(places[:, None] - places[None]) + 1000 * np.eye(3)[..., None]
+    assert ((apart[..., 0] > 45) | (apart[..., 1] > 9)).all()
     written.clear()
     drawn_on_black(true(car(y=900)))
     assert not written  # too small for a name
 
 
+def test_a_box_in_space_with_two_classes_is_drawn_once():
+    twice = found(car(y=20), car(y=20), car(y=30))
+    instances = Instances((1, 1), pred_boxes3d=torch.from_numpy(twice.boxes).float())
+    instances.pred_classes, instances.scores = (
+        torch.tensor([3, 0, 1]),
+        torch.tensor([0.2, 0.4, 0.3]),
+    )
+    drawn = DrawnBoxes.of_found(instances)
+    assert drawn.classes.tolist() == [0, 1] and len(instances) == 3
+
+
 def test_from_above_forward_is_up_and_right_is_right():
     side = 550  # five pixels a metre
-    picture = draw_bird_eye(true(car(20.1, 30.1), classes=[3]), None, CLASSES, side)
-    colour = np.array(class_colour(3))
+    picture = draw_bird_eye(true(car(20.1, 30.1), classes=[1]), None, CLASSES, side)
+    colour = np.array(class_colour(1))
     box = np.abs(picture.astype(int) - colour).sum(2) < 90
     box[500:] = False  # the legend
     rows, columns = np.nonzero(box)
