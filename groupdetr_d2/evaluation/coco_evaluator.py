@@ -23,7 +23,7 @@ KINDS: tuple[tuple[Literal["bbox", "segm"], str], ...] = (("segm", "mask"), ("bb
 
 
 class CocoEvaluator(DatasetEvaluator):
-    """Computes COCO's AP of boxes and masks, and leaves the detections in COCO's format.
+    """Computes COCO's AP and AR of boxes and masks, and leaves the detections in COCO's format.
 
     Args:
         dataset: the registered name.
@@ -81,7 +81,7 @@ class CocoEvaluator(DatasetEvaluator):
         results = {}
         for kind, title in KINDS[0 if self.with_masks else 1 :]:
             found = coco_metrics(self.truth, columns, self.names, kind=kind, images=images)
-            table = create_small_table({name: found[name] for name in METRICS})
+            table = create_small_table({name: found[name] for name in (*METRICS, "AR")})
             logger.info("%s AP:\n%s", title, table)
             results[kind] = found
         return results

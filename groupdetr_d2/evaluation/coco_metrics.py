@@ -21,6 +21,8 @@ from ..data.coco_columns import CocoColumns
 from ..data.segmentations import compressed
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+# mean recall: with 1, 10 and all detections that count, and the latter by size of objects
+RECALLS = ("AR1", "AR10", "AR", "ARs", "ARm", "ARl")
 MAX_DETECTIONS = 100  # of a class on an image, COCO's
 
 
@@ -54,7 +56,7 @@ def coco_metrics(
     images: Sequence[int] | None = None,
     package: tuple | None = None,
 ) -> dict[str, float]:
-    """Computes AP, AP50, AP75, by size, and "AP-<class>" of several classes, in per cent.
+    """Computes AP, AP50, AP75, by size, "AP-<class>" of several classes, and AR, in per cent.
 
     Args:
         names: of the classes.
@@ -67,7 +69,7 @@ def coco_metrics(
     """
     if not len(found.scores):
         classes = [f"AP-{name}" for name in names] if len(names) > 1 else []
-        return dict.fromkeys([*METRICS, *classes], float("nan"))
+        return dict.fromkeys([*METRICS, *classes, *RECALLS], float("nan"))
     _, module, evaluation = package or evaluation_package()
     with contextlib.redirect_stdout(io.StringIO()):
         pair = _truth(module, truth, kind), _found(module, truth, found, kind)
@@ -77,11 +79,14 @@ def coco_metrics(
             run.params.imgIds = [image + 1 for image in images]
         run.evaluate()
         run.accumulate()
-    values = [float(x) * 100 if x > -1 else float("nan") for x in _stats(run)[: len(METRICS)]]
-    metrics = dict(zip(METRICS, values, strict=True))
+    metrics = dict(zip(METRICS, map(_per_cent, _stats(run)), strict=True))
     if len(names) > 1:
         metrics |= {f"AP-{name}": value for name, value in zip(names, _by_class(run), strict=True)}
-    return metrics
+    return {**metrics, **dict(zip(RECALLS, map(_per_cent, _recalls(run)), strict=True))}
+
+
+def _per_cent(value: float) -> float:
+    return value * 100 if value > -1 else float("nan")
 
 
 def detections_counted(truth: CocoColumns) -> int:
@@ -97,11 +102,22 @@ def _stats(run: Any) -> Sequence[float]:
 
     def mean(iou: float | None = None, area: int = 0) -> float:
         chosen = precision if iou is None else precision[np.isclose(thresholds, iou)]
-        chosen = chosen[:, :, :, area, -1]
-        chosen = chosen[chosen > -1]
-        return float(chosen.mean()) if len(chosen) else -1.0
+        return _mean(chosen[:, :, :, area, -1])
 
     return [mean(), mean(0.5), mean(0.75), mean(area=1), mean(area=2), mean(area=3)]
+
+
+def _recalls(run: Any) -> Sequence[float]:
+    """COCO's six mean recalls, over the thresholds of IoU and the classes."""
+    recall = run.eval["recall"]  # (IoU, class, area, detections)
+    by_number = [_mean(recall[:, :, 0, i]) for i in range(recall.shape[-1])]
+    return [*by_number, *(_mean(recall[:, :, area, -1]) for area in (1, 2, 3))]
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of what is known; -1 where nothing is."""
+    known = values[values > -1]
+    return float(known.mean()) if len(known) else -1.0
 
 
 def _by_class(run: Any) -> list[float]:

@@ -11,7 +11,9 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from groupdetr_d2.data.catalog import images_of
+from groupdetr_d2.evaluation import coco_metrics
 from groupdetr_d2.evaluation.coco_evaluator import CocoEvaluator
+from groupdetr_d2.evaluation.coco_metrics import METRICS, RECALLS
 from tests.data.test_data import write_set
 
 BOXES = [(2, 3, 10, 8), (20, 5, 12, 12), (4, 20, 9, 15), (1, 1, 33, 36)]
@@ -62,9 +64,28 @@ def test_ap_is_that_of_detectron2s_evaluator(dataset, tmp_path, package, monkeyp
     else:
         pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is a test extra")
     found = evaluated(CocoEvaluator(dataset, str(tmp_path)), dataset)
-    assert set(found) == set(expected) and 5 < found["AP"] < 60
+    assert set(found) == {*expected, *RECALLS} and 5 < found["AP"] < 60
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-9, nan_ok=True), name
+
+
+def test_recalls_are_those_of_coco(dataset, tmp_path, monkeypatch):
+    """The numbers that COCO's own summary prints last."""
+    runs = []
+    evaluation = importlib.import_module("pycocotools.cocoeval").COCOeval
+    accumulate = evaluation.accumulate
+    monkeypatch.setattr(evaluation, "accumulate", lambda run: runs.append(run) or accumulate(run))
+    monkeypatch.setattr(
+        coco_metrics,
+        "evaluation_package",
+        lambda: ("pycocotools", importlib.import_module("pycocotools.coco"), evaluation),
+    )
+    found = evaluated(CocoEvaluator(dataset), dataset)
+    (run,) = runs
+    run.summarize()
+    expected = np.where(run.stats[6:] > -1, 100 * run.stats[6:], np.nan)
+    np.testing.assert_allclose([found[name] for name in RECALLS], expected, atol=1e-9)
+    assert 5 < found["AR1"] < found["AR10"] <= found["AR"] < 95
 
 
 def test_some_images_alone(dataset):
@@ -79,7 +100,7 @@ def test_no_detections_have_no_ap(dataset):
     evaluator = CocoEvaluator(dataset)
     evaluator.reset()
     metrics = evaluator.evaluate()["bbox"]
-    assert set(metrics) == {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-cat", "AP-dog"}
+    assert set(metrics) == {*METRICS, *RECALLS, "AP-cat", "AP-dog"}
     assert all(np.isnan(x) for x in metrics.values())
 
 
