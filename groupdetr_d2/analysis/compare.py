@@ -3,14 +3,23 @@
 import sys
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from ..checkpoint.stripping import stripped_note
 from ..errors import UserError
 from ..evaluation.metrics_file import read_metrics
+from ..evaluation.training_curves import (
+    VALIDATION,
+    draw_losses,
+    epochs_of_iteration,
+    name_axes,
+    plot,
+    points_of,
+)
 from ..tables import write_csv
 from ..tasks.task import Task
-from .output import COLOURS, new_figure, save_figure
+from .output import COLOURS
 from .runs import config_of_run, task_of_run
 
 IGNORED = ("OUTPUT_DIR", "VERSION")
@@ -77,10 +86,13 @@ def read_run(folder: Path) -> list[dict]:
 
 
 def summary(records: list[dict], task: Task) -> dict:
-    """Sums a run up: length, last loss, last and best metrics, seconds per iteration."""
+    """Sums a run up: length, last losses, last and best metrics, seconds per iteration."""
     trained = [r for r in records if "total_loss" in r]
     row = {"iterations": trained[-1]["iteration"] + 1 if trained else 0}
     row["loss"] = trained[-1]["total_loss"] if trained else None
+    validation = f"{VALIDATION}/total_loss"
+    checked = [r[validation] for r in records if validation in r]
+    row["validation loss"] = checked[-1] if checked else None
     for key in task.compared:
         name = key.partition("/")[2]
         values = [r[key] for r in records if key in r]
@@ -92,24 +104,39 @@ def summary(records: list[dict], task: Task) -> dict:
 
 
 def draw(runs: dict[str, list[dict]], metric: str, path: Path) -> None:
-    """Draws loss and metric over epochs, or over iterations where a run has no epochs."""
-    has_epochs = all("epoch" in records[-1] for records in runs.values())
-    along = "epoch" if has_epochs else "iteration"
-    figure, left = new_figure("training loss", along, "loss", (11, 4.2))
-    left.set_position([0.07, 0.12, 0.4, 0.78])
-    right = figure.add_axes([0.56, 0.12, 0.4, 0.78])
-    right.set(title=metric, xlabel=along, ylabel=metric)
-    right.grid(alpha=0.3)
-    for i, (name, records) in enumerate(runs.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        for axes, key, marker in ((left, "total_loss", None), (right, metric, ".")):
-            points = [(r[along], r[key]) for r in records if key in r and along in r]
-            if points:
-                axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name)
-    for axes in (left, right):
-        if axes.lines:
-            axes.legend(fontsize=8)
-    save_figure(figure, path)
+    """Draws loss and metric over epochs, or over iterations where a run has no epochs.
+
+    Losses on the test sets are dashed. The names of the runs stand below both.
+    """
+    figure = new_comparison(runs, metric)
+    figure.savefig(path, dpi=110)
+
+
+def new_comparison(runs: dict[str, list[dict]], metric: str) -> Figure:
+    """Makes the figure of :func:`draw`."""
+    scales = {name: epochs_of_iteration(records) for name, records in runs.items()}
+    has_epochs = None not in scales.values()
+    legend_rows = -(-len(runs) // legend_columns(runs))
+    figure = Figure(figsize=(11, 4.2 + 0.22 * legend_rows), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    name = metric.partition("/")[2]
+    for axes, title in ((left, "loss (dashed: validation)"), (right, name)):
+        name_axes(axes, title, 1.0 if has_epochs else None)
+    for i, (run, records) in enumerate(runs.items()):
+        scale = scales[run] if has_epochs else None
+        look = {"color": COLOURS[i % len(COLOURS)], "alpha": 0.6 if i >= len(COLOURS) else 1.0}
+        draw_losses(left, records, scale, label=run, **look)
+        plot(right, points_of(records, metric, scale), run, marker=".", **look)
+        left.plot([], [], label=run, **look)  # a name in the legend, whatever the run has
+    shown = [line for line in left.lines if line.get_label() in runs]
+    figure.legend(handles=shown, loc="outside lower center", ncols=legend_columns(runs), fontsize=8)
+    return figure
+
+
+def legend_columns(runs: dict[str, list[dict]]) -> int:
+    """Chooses how many names of runs stand side by side below the figure."""
+    longest = max(len(name) for name in runs)
+    return max(1, min(len(runs), 120 // (longest + 8)))
 
 
 def differences(folders: dict[str, Path]) -> str:

@@ -63,6 +63,7 @@ def _add_all(cfg: CN) -> None:
     _add_solver_keys(cfg)
     _add_logger_keys(cfg)
     _add_data_keys(cfg)
+    _add_test_keys(cfg)
     _add_view_keys(cfg)
     _add_set_keys(cfg)
 
@@ -330,6 +331,12 @@ def _add_data_keys(cfg: CN) -> None:
     # The bound of the longer side in test-time augmentation. 0 is INPUT.MAX_SIZE_TEST, in
     # proportion to the shorter side.
     cfg.TEST.AUG.MAX_SIZE = 0
+
+
+def _add_test_keys(cfg: CN) -> None:
+    # Whether an evaluation computes losses, too: those of the primary group, without dropout and
+    # denoising. They are validation/total_loss and so on in metrics.json.
+    cfg.TEST.LOSS = True
 
 
 def _add_view_keys(cfg: CN) -> None:

@@ -13,10 +13,13 @@ from ..checkpoint import CheckpointError, GroupCheckpointer
 from ..checkpoint.run_info import RunInfo
 from ..checkpoint.stripping import stripped_note
 from ..checkpoint.structure import check_filled
+from ..evaluation.report_page import RunRecord
 from ..inference.augmented import build_evaluated_model
-from .report import next_commands, read_evaluation, results_file, write_report
+from .report import label_statistics, next_commands, read_evaluation, results_file, write_report
+from .run_facts import facts_of
 from .setup import check_test_sets, log_details, setup_config, write_config
 from .trainer import Trainer
+from .validation_loss import loss_meter_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +73,18 @@ def evaluate(cfg: CfgNode, args: Namespace) -> dict:
     if note:
         logger.info("%s is %s", path, note)
     results_file(cfg).unlink(missing_ok=True)  # of an earlier evaluation
-    results = Trainer.test(cfg, build_evaluated_model(cfg, model))
+    evaluated = build_evaluated_model(cfg, model)
+    meter = loss_meter_of(cfg, evaluated)
+    results = Trainer.test(cfg, meter or evaluated)
+    losses = meter.losses() if meter else {}
     if comm.is_main_process() and cfg.DATASETS.TEST:
-        write_report(cfg, read_evaluation(cfg), results, next_commands(cfg))
+        record = RunRecord(
+            facts=facts_of(cfg, {"evaluated weights": str(path)}),
+            losses=losses,
+            labels=label_statistics(cfg, cfg.DATASETS.TEST),
+            commands=next_commands(cfg),
+            config=cfg.dump(),
+        )
+        write_report(cfg, read_evaluation(cfg), results, record)
         logger.info("%s/report.html shows what was found", cfg.OUTPUT_DIR)
     return results

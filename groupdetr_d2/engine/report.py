@@ -3,7 +3,8 @@
 import logging
 import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -13,10 +14,11 @@ from tabulate import tabulate
 
 from ..checkpoint.stripping import stripped_note
 from ..config.files import train_command
-from ..evaluation.drawing import draw_curves
 from ..evaluation.evaluation_report import Evaluation
-from ..evaluation.report_page import evaluation_sections, write_page
+from ..evaluation.report_page import RunRecord, evaluation_sections, write_page
+from ..evaluation.training_curves import draw_curves
 from ..modeling.meta_arch import task_of
+from .run_facts import Stopwatch, facts_of
 from .run_folder import checkpoints_in
 
 logger = logging.getLogger(__name__)
@@ -30,11 +32,13 @@ class LastEvaluation:
         iterations: number of iterations done by then.
         results: Detectron2's, of the first process alone; the others have none.
         found: the detections on the first test set, in the first process.
+        losses: those on all test sets, in the first process; empty if they were not computed.
     """
 
     iterations: int
     results: dict
     found: Evaluation | None
+    losses: dict[str, float] = field(default_factory=dict)
 
 
 class ReportHook(HookBase):
@@ -45,6 +49,11 @@ class ReportHook(HookBase):
 
     def __init__(self, cfg: CfgNode):
         self.cfg, self.folder = cfg, Path(cfg.OUTPUT_DIR)
+        self.watch = Stopwatch()
+
+    def before_train(self) -> None:
+        """Starts the watch."""
+        self.watch = Stopwatch(self.trainer.start_iter)
 
     def after_train(self) -> None:
         """Writes the report if the run reached its last iteration."""
@@ -53,18 +62,23 @@ class ReportHook(HookBase):
 
     def report(self) -> None:
         """Writes the report, also of a run that ended early because it did not improve."""
-        metric = task_of(self.cfg).metric
-        draw_curves(self.folder, self.folder / "curves.png", metric)
+        draw_curves(self.folder, self.folder / "curves.png", task_of(self.cfg).compared)
         last: LastEvaluation | None = self.trainer.last_evaluation
         results = last.results if last else {}
         if results:
             table = format_metrics(task_of(self.cfg).metrics_of(results))
             logger.info("results on %s:\n%s", self.cfg.DATASETS.TEST[0], table)
         has_ended = self.trainer.iter >= self.trainer.max_iter  # else a final file is older
-        commands = next_commands(self.cfg, has_ended)
-        write_report(self.cfg, last.found if last else None, results, commands)
+        record = RunRecord(
+            facts=facts_of(self.cfg, self.watch.facts(self.trainer.iterations_done)),
+            losses=last.losses if last else {},
+            labels=label_statistics(self.cfg, (*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST)),
+            commands=next_commands(self.cfg, has_ended),
+            config=self.cfg.dump(),
+        )
+        write_report(self.cfg, last.found if last else None, results, record)
         files = "report.html (everything in one page), its pictures, per_class.csv, metrics.json"
-        logger.info("done; %s holds %s. To\n%s", self.folder, files, commands)
+        logger.info("done; %s holds %s. To\n%s", self.folder, files, record.commands)
 
 
 def next_commands(cfg: CfgNode, has_ended: bool = True) -> str:
@@ -127,14 +141,25 @@ def results_file(cfg: CfgNode) -> Path:
     return Path(cfg.OUTPUT_DIR, "inference", task_of(cfg).results_file)
 
 
-def write_report(cfg: CfgNode, found: Evaluation | None, results: dict, commands: str) -> None:
+def label_statistics(cfg: CfgNode, names: Sequence[str]) -> dict[str, list[dict]]:
+    """Computes the label statistics of data sets; one that cannot be read again is left out."""
+    found = {}
+    for name in dict.fromkeys(names):
+        try:
+            found[name] = task_of(cfg).data.label_rows(name)
+        except Exception as error:  # the report of a training is worth more than these
+            logger.warning("%s: no label statistics (%r)", name, error)
+    return found
+
+
+def write_report(cfg: CfgNode, found: Evaluation | None, results: dict, record: RunRecord) -> None:
     """Writes `report.html`, and the table and the pictures that it shows."""
     folder, task = Path(cfg.OUTPUT_DIR), task_of(cfg)
     sections: dict[str, str] = {}
     if found and results:
         sections = evaluation_sections(found, task.metrics_of(results), folder, task.presentation)
     title = f"{cfg.MODEL.DETR.VARIANT}, K = {cfg.MODEL.DETR.NUM_GROUPS}: {folder.name}"
-    write_page(folder, title, sections, commands=commands, config=cfg.dump())
+    write_page(folder, title, sections, record)
 
 
 def format_metrics(metrics: dict[str, float]) -> str:

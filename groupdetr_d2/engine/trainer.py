@@ -22,6 +22,7 @@ from ..checkpoint.stripping import stripped_note
 from ..checkpoint.thresholds import store_threshold
 from ..data.loader import build_test_loader, start_from
 from ..data.workers import check_shared_memory
+from ..evaluation.training_curves import VALIDATION
 from ..inference.augmented import build_evaluated_model
 from ..modeling.meta_arch import SetPredictor, task_of
 from .best import Best, BestHook, NoImprovement
@@ -43,6 +44,7 @@ from .setup import check_test_sets, scheduled, settled, with_seed, write_config
 from .solver import amp_dtype_of, build_optimizer, clip_norm_of
 from .train_step import TrainStep
 from .training_data import build_training_loader, fingerprints_of, number_of_images
+from .validation_loss import loss_meter_of, measures_loss
 
 logger = logging.getLogger(__name__)
 
@@ -239,6 +241,7 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Builds the loader of a test set, with the task's mapper."""
         mapper = task_of(cfg).build_mapper(cfg, is_train=False)
+        mapper.is_train = measures_loss(cfg)  # whether there are "instances"
         images = task_of(cfg).data.images_of(dataset_name, is_evaluated=True)
         return build_test_loader(cfg, images, mapper)
 
@@ -278,24 +281,28 @@ class Trainer(DefaultTrainer):
         """Evaluates; if that fails or is interrupted, what has been trained is saved.
 
         Returns:
-            the results, in which the task's metrics are those of the first test set.
+            the results, in which the task's metrics are those of the first test set, and the losses
+            on all test sets.
         """
         if comm.is_main_process() and self.cfg.DATASETS.TEST:
             results_file(self.cfg).unlink(missing_ok=True)  # an evaluator may write none
+        meter = loss_meter_of(self.cfg, self.evaluated_model)
         try:
             with self.signals.at_once():
-                results = self.test(self.cfg, self.evaluated_model)
+                results = self.test(self.cfg, meter or self.evaluated_model)
+            losses = meter.losses() if meter else {}
         except BaseException:
             self.saving.save_now(self.iterations_done - 1)
             raise
         self._last_eval_results = results  # Detectron2 compares it with TEST.EXPECTED_RESULTS
         found = read_evaluation(self.cfg) if comm.is_main_process() else None
-        self.last_evaluation = LastEvaluation(self.iterations_done, results, found)
+        self.last_evaluation = LastEvaluation(self.iterations_done, results, found, losses)
         if found:
             self.run_info.threshold = found.threshold
             store_threshold(self.cfg.OUTPUT_DIR, self.iterations_done, found.threshold)
         metrics = self.task.metrics_of(results)
-        return {self.task.kind: metrics, **results} if metrics else results
+        own = {self.task.kind: metrics} if metrics else {}
+        return {**own, **results, **({VALIDATION: losses} if losses else {})}
 
     def build_writers(self) -> list[EventWriter]:
         """Builds the progress line, metrics.json and the loggers of LOGGERS."""

@@ -11,7 +11,7 @@ import numpy as np
 Colour = tuple[int, int, int]  # BGR
 NUMBER = 256  # of different colours; classes beyond begin anew
 STEPS = 16  # of each channel among the candidates
-LIGHTNESS = (0.42, 0.9)  # lowest and highest of OKLab: seen on dark and on light photographs
+LIGHTNESS = (0.47, 0.9)  # lowest and highest of OKLab: seen on dark and on light photographs
 LOWEST_CHROMA = 0.055  # greys are left to the truth and to photographs
 NEIGHBOURS, FARTHER = 2, 1.6  # the last classes, from which the next is this much farther
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)

@@ -1,13 +1,21 @@
 """The value that reports and sheets of pictures read about a task."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from detectron2.structures import Instances
 
 from .drawing import TILE_SIDE, put_title, scaled_to
+
+BY_SIZE = {
+    "all": ("AP", "AR"),
+    "small, area below 32 x 32 pixels": ("APs", "ARs"),
+    "medium": ("APm", "ARm"),
+    "large, area above 96 x 96 pixels": ("APl", "ARl"),
+}
+FEW = {"AR1": "the best one", "AR10": "the ten best"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,9 @@ class Presentation:
         at_threshold: name of the AP at the one overlap of the curves.
         overlap: what a detection of an object is, in the titles of figures.
         summary: names of the evaluator's numbers that a report begins with.
+        errors: those of them that are no percentages.
+        by_size: what objects are of, and the names of their AP and AR.
+        few: names of the AR of few detections, and which these are.
     """
 
     draw: Callable[..., np.ndarray]
@@ -34,6 +45,13 @@ class Presentation:
     at_threshold: str = "AP50"
     overlap: str = "IoU 0.5"
     summary: tuple[str, ...] = ("AP", "AP50", "AP75")
+    errors: tuple[str, ...] = ()
+    by_size: Mapping[str, tuple[str, str]] = field(default_factory=lambda: BY_SIZE)
+    few: Mapping[str, str] = field(default_factory=lambda: FEW)
+
+    def text_of(self, name: str, value: float) -> str:
+        """Writes a number of the evaluator, a percentage with one digit, an error with three."""
+        return f"{value:.3f}" if name in self.errors else f"{value:.1f}"
 
     def tile(
         self, title: str, picture: Any, instances: Instances, names: Sequence[str]

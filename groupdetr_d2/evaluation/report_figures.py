@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from .colours import class_colour
 from .detection_curves import Curves
 
 NAMED = 12  # classes with a line of their own; of more, only the mean is in colour
@@ -17,9 +18,9 @@ def draw_precision_recall(by_class: Sequence[Curves], names: Sequence[str], over
         overlap: what a detection of an object is, for the title.
     """
     figure, axes = _axes(f"Precision and recall ({overlap})", "recall", "precision")
-    for curves, name in zip(by_class, names, strict=True):
+    for i, (curves, name) in enumerate(zip(by_class, names, strict=True)):
         label = f"{name} {100 * curves.average_precision:.1f}"
-        _line(axes, curves.recall, curves.precision, label, len(names))
+        _line(axes, curves.recall, curves.precision, label, i, len(names))
     return _finished(figure, axes, len(names))
 
 
@@ -32,8 +33,8 @@ def draw_f1(
 ) -> Figure:
     """Draws F1 over the threshold, one line per class, and in bold all classes together."""
     figure, axes = _axes(f"F1 over the score threshold ({overlap})", "threshold", "F1")
-    for curves, name in zip(by_class, names, strict=True):
-        _line(axes, curves.scores, curves.f1, name, len(names))
+    for i, (curves, name) in enumerate(zip(by_class, names, strict=True)):
+        _line(axes, curves.scores, curves.f1, name, i, len(names))
     best = together.at(threshold)[2]
     label = f"all classes, best {best:.2f} at {threshold:.2f}"
     axes.plot(together.scores, together.f1, color="black", linewidth=2.5, label=label)
@@ -73,11 +74,13 @@ def _axes(title: str, xlabel: str, ylabel: str):
     return figure, axes
 
 
-def _line(axes, x: np.ndarray, y: np.ndarray, label: str, num_classes: int) -> None:
+def _line(axes, x: np.ndarray, y: np.ndarray, label: str, index: int, num_classes: int) -> None:
+    """Draws the line of a class in the colour that it has in pictures."""
     if num_classes > NAMED:
         axes.plot(x, y, color="lightgrey", linewidth=0.8)
     else:
-        axes.plot(x, y, linewidth=1.2, label=label)
+        colour = [value / 255 for value in reversed(class_colour(index))]
+        axes.plot(x, y, linewidth=1.6, color=colour, label=label)
 
 
 def _finished(figure: Figure, axes, num_classes: int) -> Figure:

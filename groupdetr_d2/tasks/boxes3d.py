@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..data.nuscenes.catalog import frames_of
 from ..data.nuscenes.index import NuScenesFrames
+from ..data.nuscenes.label_statistics import frame_label_rows
 from ..data.nuscenes.mapper import EarlierFrame, FrameMapper, SpaceAugmentation, ViewAugmentation
 from ..errors import UserError
 from ..evaluation.frame_picture import FramePicture
-from ..evaluation.nuscenes_evaluator import RESULTS, NuScenesEvaluator
+from ..evaluation.nuscenes_evaluator import ERRORS, RESULTS, NuScenesEvaluator
 from ..evaluation.nuscenes_results import read_nuscenes_results
 from ..evaluation.presentation import Presentation
 from ..layers.box3d_ops import decode_boxes
@@ -166,12 +167,17 @@ def images_of(name: str, *, is_evaluated: bool = False) -> NuScenesFrames:
     return frames_of(name)
 
 
+def label_rows(name: str) -> list[dict]:
+    """The label statistics of a registered set."""
+    return frame_label_rows(frames_of(name))
+
+
 BOXES3D = Task(
     metric="nuscenes/NDS",
     compared=("nuscenes/NDS", "nuscenes/mAP"),
     annotation_fields=FIELDS,
     shown_losses=("loss_class", "loss_bbox"),
-    data=DataSource(images_of, class_names, fingerprint, named_by="sample_token"),
+    data=DataSource(images_of, class_names, fingerprint, label_rows, named_by="sample_token"),
     build_mapper=build_mapper,
     sees="keyframes",
     build_reader=build_reader,
@@ -193,7 +199,10 @@ BOXES3D = Task(
         average="mAP",
         at_threshold="AP at 2 m",
         overlap="within 2 m",
-        summary=("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE"),
+        summary=("NDS", "mAP", *ERRORS),
+        errors=tuple(ERRORS),
+        by_size={},
+        few={},
     ),
     of_queries=of_queries,
     flip=None,

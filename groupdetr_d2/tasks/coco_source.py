@@ -3,6 +3,7 @@
 from functools import partial
 
 from ..data.catalog import columns_of_set, images_of
+from ..data.label_statistics import label_rows
 from .task import DataSource
 
 
@@ -15,4 +16,9 @@ def coco_source(*, with_masks: bool) -> DataSource:
     def fingerprint(name: str) -> str:
         return columns_of_set(name, with_masks=with_masks).fingerprint
 
-    return DataSource(partial(images_of, with_masks=with_masks), class_names, fingerprint)
+    def rows(name: str) -> list[dict]:
+        images = images_of(name, is_evaluated=True, with_masks=with_masks)
+        return label_rows(images.columns)
+
+    images = partial(images_of, with_masks=with_masks)
+    return DataSource(images, class_names, fingerprint, rows)

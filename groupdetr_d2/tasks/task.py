@@ -83,12 +83,14 @@ class DataSource:
             (objects of each, (N,)), `is_wide` (N,) bool and `with_objects()`, checked.
         class_names: ``(name)`` -> the names of the set's classes.
         fingerprint: ``(name)`` -> a text that changes when the set does.
+        label_rows: ``(name)`` -> the set's label statistics, one row a class and the last of all.
         named_by: key of what `predict` finds a dataset dict by.
     """
 
     images_of: Callable[..., ImageSet]
     class_names: Callable[[str], Sequence[str]]
     fingerprint: Callable[[str], str]
+    label_rows: Callable[[str], list[dict]]
     named_by: str = "file_name"
 
     def sample_of(self, name: str) -> str:

@@ -4,16 +4,20 @@ import contextlib
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from groupdetr_d2 import Predictor
+from groupdetr_d2.analysis.compare import new_comparison
 from groupdetr_d2.commands import run as main
 from groupdetr_d2.engine.report import next_commands
 from groupdetr_d2.engine.setup import settle_config
@@ -28,7 +32,9 @@ from groupdetr_d2.evaluation.detection_curves import (
     pairs_of,
 )
 from groupdetr_d2.evaluation.evaluation_report import Evaluation, per_class_rows
+from groupdetr_d2.evaluation.examples import Outcome, chosen_examples
 from groupdetr_d2.evaluation.metrics_file import read_metrics
+from groupdetr_d2.evaluation.training_curves import draw_curves, shared_loss
 from groupdetr_d2.tasks.boxes import BOXES
 from tests.browser import open_page
 from tests.conftest import ROOT
@@ -138,19 +144,80 @@ def test_a_training_leaves_a_report_and_the_threshold(finished_run):
     )
 
 
-def test_the_report_is_whole_in_a_browser(finished_run, tmp_path):
-    """Every picture is inside the file: it is opened from elsewhere."""
-    copy = tmp_path / "mailed.html"
+@pytest.fixture(scope="module")
+def report(finished_run, tmp_path_factory):
+    """The page of the run, opened from elsewhere."""
+    copy = tmp_path_factory.mktemp("elsewhere") / "mailed.html"
     copy.write_bytes((finished_run / "report.html").read_bytes())
     with open_page(copy.as_uri()) as page:
-        widths = page.evaluate("[...document.images].map(i => i.naturalWidth)")
-        assert len(widths) == 6 and min(widths) > 100
-        headings = page.locator("h2").all_inner_texts()
-        assert headings[:3] == ["Summary", "Classes", "Training"]
-        assert page.locator("table tr").count() == 4
-        assert page.evaluate("document.documentElement.scrollWidth") <= 1200
-        loaded = page.evaluate("performance.getEntriesByType('resource').map(r => r.name)")
-        assert all(name.startswith("data:") for name in loaded)
+        yield page
+
+
+def test_the_report_is_whole_in_a_browser(report):
+    """Every picture is inside the file, and the page is as wide as a screen or a telephone."""
+    widths = report.evaluate("[...document.images].filter(i => i.src).map(i => i.naturalWidth)")
+    assert len(widths) >= 7 and min(widths) > 100
+    headings = report.locator("h2").all_inner_texts()
+    assert headings[:4] == ["Summary", "Examples", "Classes", "Training"]
+    assert headings[4:] == ["Curves and confusion", "Labels", "Run", "Next", "Configuration"]
+    assert report.locator("nav a").count() == len(headings)
+    text = report.inner_text("body")
+    assert "small, area below 32 x 32 pixels" in text and "AR of the detections of each" in text
+    assert "The last validation loss: total_loss" in text
+    assert re.search(r"duration\s+0:00:\d\d until iteration 6", text)
+    assert re.search(r"versions\s+Python 3", text) and re.search(r"commit\s+\w{7,}", text)
+    report.locator("summary", has_text="2 classes").first.click()
+    rows = report.locator("details[open] tr").all_inner_texts()
+    assert [row.split()[0] for row in rows] == ["class", "cat", "dog", "all"]
+    for width in (390, 1200):
+        report.set_viewport_size({"width": width, "height": 800})
+        assert report.evaluate("document.documentElement.scrollWidth") <= width
+    loaded = report.evaluate("performance.getEntriesByType('resource').map(r => r.name)")
+    assert all(name.startswith("data:") for name in loaded)
+
+
+def test_pictures_of_the_report_enlarge_on_a_click_and_by_keyboard(report):
+    buttons, caption = report.locator("button.zoom"), report.locator("dialog figcaption")
+    names = buttons.evaluate_all("all => all.map(b => b.querySelector('img').alt)")
+    opened = "document.querySelector('dialog').open"
+    buttons.nth(1).click()
+    assert report.evaluate(opened) and caption.inner_text() == names[1]
+    large, small = (
+        x.bounding_box()["width"] for x in (report.locator("dialog img"), buttons.nth(1))
+    )
+    assert large > 1.5 * small
+    report.keyboard.press("ArrowRight")
+    assert caption.inner_text() == names[2]
+    report.keyboard.press("Escape")
+    assert not report.evaluate(opened)
+    assert report.evaluate("document.activeElement.ariaLabel") == f"enlarge: {names[2]}"
+    report.keyboard.press("Enter")
+    report.locator("dialog button", has_text="close").click()
+    assert not report.evaluate(opened)
+
+
+def outcome(right, missed=0, extra=0, wrong=0):
+    return Outcome(right, missed, extra, wrong)
+
+
+def test_worst_random_and_good_images_are_chosen():
+    outcomes = [outcome(i, missed=10 - i) for i in range(11)] + [outcome(0), outcome(20)]
+    chosen = chosen_examples(outcomes, number=3)
+    assert chosen["Worst"] == [0, 1, 2] and chosen["Good"] == [12, 10, 9]
+    everything = sum(chosen.values(), [])
+    assert len(set(everything)) == len(everything) == 9
+    assert chosen_examples(outcomes, number=3) == chosen
+    assert chosen_examples([outcome(1)]) == {"Worst": [], "Random": [], "Good": [0]}
+    assert chosen_examples([]) == {"Worst": [], "Random": [], "Good": []}
+
+
+def test_the_outcome_of_an_image_is_counted_from_its_pairs():
+    found = Outcome.of(np.array([[0, 0], [1, 1], [0, 1], [-1, 1], [2, -1], [2, -1]]))
+    assert (found.right, found.missed, found.extra, found.wrong) == (2, 2, 1, 1)
+    assert found.mistakes == 4 and found.f1 == pytest.approx(2 * 2 / (4 + 2 + 1 + 2))
+    assert str(found) == "2 right, 2 missed, 1 extra, 1 wrong"
+    nothing = Outcome.of(np.zeros((0, 2), dtype=int))
+    assert nothing.f1 == 1 and str(nothing) == "nothing there, nothing found"
 
 
 def test_an_evaluation_alone_names_the_weights_it_was_of(tmp_path):
@@ -169,7 +236,9 @@ def test_half_a_line_of_metrics_is_passed_over(tmp_path):
 def test_names_cannot_inject_markup():
     rows = [{"class": "<script>alert(1)</script>", "AP": 0.5}]
     text = html_report.page("a & b", {"x": html_report.table(rows), "empty": ""})
-    assert "<script>" not in text and "&lt;script&gt;" in text and "empty" not in text
+    assert "<script>alert" not in text and "&lt;script&gt;" in text and "empty" not in text
+    shown = html_report.picture(b"", "png", '"><script>alert(1)</script>')
+    assert "<script>" not in shown and shown.count(">") == 3
 
 
 def test_runs_are_compared_by_a_command_that_builds_no_model(finished_run, tmp_path):
@@ -193,6 +262,39 @@ def test_runs_are_compared(finished_run, tmp_path, capsys):
     (line,) = [x for x in output.splitlines() if "NUM_GROUPS" in x]
     assert line.split() == ["MODEL.DETR.NUM_GROUPS", "2", "7"] and "OUTPUT_DIR" not in output
     assert (tmp_path / "cmp/compare.png").stat().st_size > 5000
+    assert float(rows[0]["validation loss"]) > 0
     assert json.loads(records.splitlines()[-1])["bbox/AP"] >= 0
     with pytest.raises(SystemExit, match="no output folder of a training"):
         main(["compare", str(tmp_path)])
+
+
+@pytest.mark.parametrize("number", [1, 3, 14])
+def test_axes_and_names_of_a_comparison_do_not_overlap(number):
+    records = [
+        {"iteration": i, "epoch": i / 50, "total_loss": 1000.0 - i, "bbox/AP": float(i)}
+        for i in range(0, 100, 20)
+    ]
+    records += [{"iteration": 99, "validation/total_loss": 900.0}]
+    runs = {f"a_run_with_a_long_name_{i}": records for i in range(number)}
+    figure = new_comparison(runs, "bbox/AP")
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(runs)
+    boxes = [axes.get_tightbbox() for axes in figure.axes] + [legend.get_window_extent()]
+    for i, one in enumerate(boxes):
+        assert not any(one.overlaps(other) for other in boxes[i + 1 :])
+        assert one.x0 >= 0 and one.y0 >= 0 and one.x1 <= figure.bbox.x1
+    left, right = figure.axes
+    dashed = [line for line in left.lines if line.get_linestyle() == "--"]
+    assert len(dashed) == number and len(right.lines) == number
+    assert dashed[0].get_ydata() == [900.0] and left.get_xlabel() == "epoch"
+
+
+def test_the_training_curve_is_of_the_terms_that_a_validation_has(tmp_path):
+    terms = {"loss_class": 2.0, "loss_class_0": 1.0, "loss_class_dn": 5.0, "loss_class_enc": 7.0}
+    record = {"iteration": 3, "total_loss": 15.0, "lr": 0.1, **terms}
+    assert shared_loss(record) == 3.0 and shared_loss({"total_loss": 4.0}) == 4.0
+    (tmp_path / "metrics.json").write_text(json.dumps(record) + "\n")
+    draw_curves(tmp_path, tmp_path / "curves.png", ["bbox/AP"])
+    assert cv2.imread(str(tmp_path / "curves.png")) is not None
+    draw_curves(tmp_path / "nothing", tmp_path / "empty.png", ["bbox/AP"])
