@@ -9,6 +9,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("--json", help="annotations in COCO's format")
     parser.add_argument("--images", help="folder of the images")
+    parser.add_argument("--val-json", help="a validation set, whose images are compared with these")
+    parser.add_argument("--val-images", help="folder of its images, if it is another one")
     parser.add_argument("--yolo", help="a folder in YOLO's format instead; converted into --out")
     parser.add_argument("--nuscenes", metavar="ROOT", help="a copy of nuScenes instead")
     parser.add_argument("--version", help="version of its tables, if there are several")

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -21,8 +22,10 @@ from .coco_columns import (
 )
 from .coco_file import examine
 from .coco_rules import SHOWN, Finding, plain
-from .image_file import ROTATED, orientation_of
+from .image_file import ROTATED, TURNS, orientation_of
+from .label_statistics import label_rows
 from .missing_files import probably_meant
+from .near_duplicates import Look, Looks, look_of, near_duplicates
 
 
 @dataclass
@@ -32,6 +35,8 @@ class Inspection:
     findings: list[Finding] = field(default_factory=list)
     numbers: dict = field(default_factory=dict)  # plain values, see `numbers_of`
     columns: CocoColumns | None = None  # None if the file has errors
+    labels: list[dict] = field(default_factory=list)  # statistics of each class, then of all
+    looks: Looks | None = None  # of the images that were read to their ends
 
     @property
     def has_errors(self) -> bool:
@@ -70,6 +75,7 @@ def inspect_coco(
         inspection.findings += find_more_objects_than(columns, num_queries)
         _check_images(CocoImages(columns, image_root), decode, inspection)
         inspection.numbers = numbers_of(columns)
+        inspection.labels = label_rows(columns)
     inspection.findings.sort(key=lambda finding: not finding.is_error)
     return inspection
 
@@ -77,17 +83,19 @@ def inspect_coco(
 def _check_images(images: CocoImages, decode: bool, inspection: Inspection) -> None:
     names, root = images.columns.file_names, Path(images.image_root)
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda name: read_size(root / name, decode), names))
+        found = list(pool.map(lambda name: read_image(root / name, decode), names))
+    inspection.looks = Looks.of(list(map(plain, names)), [image.look for image in found])
     missing: list[str] = []
     unreadable: list[str] = []
     other: list[str] = []
-    for name, (size, problem), wanted in zip(
+    for name, image, wanted in zip(
         map(plain, names), found, images.columns.sizes.tolist(), strict=True
     ):
+        size, problem = image.size, image.problem
         if problem == "missing":
             hint = probably_meant(str(root), str(root / name)) if len(missing) < SHOWN else ""
             missing.append(name + hint)
-        elif problem:
+        elif size is None:
             unreadable.append(f"{name} ({problem})")
         elif size != tuple(wanted):
             other.append(f"{name} is {size[0]} x {size[1]}, not {wanted[0]} x {wanted[1]}")
@@ -96,20 +104,53 @@ def _check_images(images: CocoImages, decode: bool, inspection: Inspection) -> N
     inspection.add(True, "images of another size than the json says (width x height)", other)
 
 
+def compare_sets(first: Inspection, second: Inspection, title: str) -> None:
+    """Adds to the second set's findings the images that the first has, too, or nearly.
+
+    Args:
+        title: of the first set.
+    """
+    if first.looks is None or second.looks is None:
+        return
+    pairs = near_duplicates(first.looks, second.looks)
+    names = [f"{second.looks.names[j]} is like {first.looks.names[i]}" for i, j in pairs]
+    text = f"images that are nearly the same as images of {title}, which makes AP too high"
+    second.add(False, text, names)
+
+
+class ReadImage(NamedTuple):
+    """The content of an image file, as far as an inspection needs it."""
+
+    size: tuple[int, int] | None  # width and height; None if it cannot be read
+    problem: str = ""
+    look: Look | None = None  # of one that was read to its end
+
+
 def read_size(path: Path, decode: bool) -> tuple[tuple[int, int] | None, str]:
     """Reads width and height, turned by EXIF as Detectron2 does, and what is wrong, if so."""
+    found = read_image(path, decode)
+    return found.size, found.problem
+
+
+def read_image(path: Path, decode: bool) -> ReadImage:
+    """Reads width and height, turned by EXIF as Detectron2 does, or what is wrong.
+
+    Args:
+        decode: whether the image is read to its end, which gives its look.
+    """
     try:
         if not path.is_file():
-            return None, "missing"
+            return ReadImage(None, "missing")
         with Image.open(path) as image:
             size = image.size
             if decode:
                 image.load()
             has_exif = decode or image.format != "PNG"  # looking for it decodes a PNG
-            rotated = has_exif and orientation_of(image) in ROTATED
-        return (size[::-1] if rotated else size), ""
+            orientation = orientation_of(image) if has_exif else 0
+            look = look_of(image, TURNS.get(orientation)) if decode else None
+        return ReadImage(size[::-1] if orientation in ROTATED else size, look=look)
     except OSError as error:
         missing = error.errno in (errno.ENAMETOOLONG, errno.ENOENT)
-        return None, "missing" if missing else f"{type(error).__name__}: {error}"
+        return ReadImage(None, "missing" if missing else f"{type(error).__name__}: {error}")
     except Exception as error:  # an image library can raise anything
-        return None, f"{type(error).__name__}: {error}"
+        return ReadImage(None, f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""What a report says about a run: data, duration, machine, versions and commit."""
+"""The facts that a report gives of a run: data, duration, machine, versions and commit."""
 
 import datetime
 import platform

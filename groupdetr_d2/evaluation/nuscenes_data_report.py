@@ -7,15 +7,19 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from ..data.nuscenes.building import build_index, read_content
 from ..data.nuscenes.checking import check_nuscenes
 from ..data.nuscenes.index import NuScenesFrames
 from ..data.nuscenes.inspection import CopyInspection
+from ..data.nuscenes.label_statistics import frame_label_rows
 from ..data.nuscenes.splits import OFFICIAL
 from ..data.nuscenes.tables import Tables
 from ..errors import UserError
-from .data_report import format_numbers
+from .data_report import format_numbers, format_rows
 
+SHEET_SCENES = 10  # of a sheet of pictures
 SAMPLED = 200  # images that are opened without --fast, chosen from a fixed seed
 # writes a picture of some frames; returns whether there is one
 Draw = Callable[[NuScenesFrames, Path], bool]
@@ -25,7 +29,8 @@ def check_nuscenes_data(args: argparse.Namespace, draw: Draw | None = None) -> i
     """Checks a copy of nuScenes; prints, and writes a report. Returns 1 if there are errors.
 
     Args:
-        draw: draws some frames of the first scene into a file, where there are no errors.
+        draw: draws frames of some scenes into a file, where there are no errors. Label statistics
+            of those scenes are printed, too.
     """
     version = args.version or find_version(args.nuscenes)
     out = Path(args.out)
@@ -44,7 +49,10 @@ def check_nuscenes_data(args: argparse.Namespace, draw: Draw | None = None) -> i
     if draw is not None and not found.has_errors:
         picture = out / f"{version}_sheet.jpg"
         try:
-            if draw(first_scene(found), picture):
+            frames = some_frames(found)
+            labels = frame_label_rows(frames)
+            sys.stdout.write(format_rows(labels, f"labels of {len(frames)} keyframes"))
+            if draw(frames, picture):
                 sys.stdout.write(f"pictures: {picture}\n")
         except Exception as error:  # the findings are what matters
             sys.stdout.write(f"pictures cannot be drawn: {error!r}\n")
@@ -69,8 +77,11 @@ def find_version(root: str) -> str:
     )
 
 
-def first_scene(found: CopyInspection) -> NuScenesFrames:
-    """Builds the frames of the first scene of an inspected copy, in memory."""
+def some_frames(found: CopyInspection) -> NuScenesFrames:
+    """Builds the frames of scenes from all over an inspected copy, in memory."""
     tables = Tables(found.tables.root, found.tables.version)
     content = read_content(tables)
-    return NuScenesFrames(build_index(content, [content.scenes[0].name]), str(tables.root))
+    number = min(SHEET_SCENES, len(content.scenes))
+    places = np.linspace(0, len(content.scenes) - 1, number).round().astype(int)
+    names = [content.scenes[place].name for place in places]
+    return NuScenesFrames(build_index(content, names), str(tables.root))

@@ -1,6 +1,7 @@
 """check-data finds what is planted, and nothing where nothing is wrong."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -9,8 +10,11 @@ from PIL import Image
 
 from groupdetr_d2.commands import run as main
 from groupdetr_d2.data.checks import DatasetError
-from groupdetr_d2.data.inspection import inspect_coco
+from groupdetr_d2.data.inspection import inspect_coco, read_image
+from groupdetr_d2.data.near_duplicates import Looks, look_of, near_duplicates
+from groupdetr_d2.data.variety import Objects, others, varied_images
 from groupdetr_d2.data.yolo import Labels, convert_yolo, read_labels
+from groupdetr_d2.evaluation.data_report import format_labels
 from tests.data.test_data import write_set
 
 
@@ -70,8 +74,6 @@ ERRORS = {
 def test_errors_are_found(coco, message):
     found = coco(ERRORS[message])
     assert found.has_errors
-    import re
-
     assert re.search(message, texts(found, True)), texts(found, True)
 
 
@@ -130,6 +132,117 @@ def test_the_command_reports_and_returns_1_on_errors(tmp_path, capsys):
     assert [f["is_error"] for f in report["findings"]] == [True, False]
     with pytest.raises(SystemExit, match="gone.json does not exist"):
         main(["check-data", "--json", "gone.json", "--images", str(tmp_path)])
+
+
+def noise(seed, size=(80, 120)):
+    """A photograph of coarse noise."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), np.uint8)
+    return cv2.resize(small, size[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def put_noise(path, seed):
+    """Puts noise in the place of an image of the same size."""
+    cv2.imwrite(str(path), noise(seed, cv2.imread(str(path)).shape[:2]))
+
+
+def looks_of(pictures):
+    looks = [look_of(Image.fromarray(picture)) for picture in pictures]
+    return Looks.of([str(i) for i in range(len(pictures))], looks)
+
+
+def test_images_that_were_resized_or_compressed_anew_are_found_again():
+    first = [noise(i) for i in range(40)]
+    second = [noise(i + 100) for i in range(10)]
+    second[3] = cv2.resize(first[7], (90, 60), interpolation=cv2.INTER_AREA)
+    coded = cv2.imencode(".jpg", first[11], [cv2.IMWRITE_JPEG_QUALITY, 40])[1]
+    second[5] = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    second[8] = np.clip(first[20].astype(int) + 2, 0, 255).astype(np.uint8)
+    assert near_duplicates(looks_of(first), looks_of(second)) == [(7, 3), (11, 5), (20, 8)]
+    nothing = looks_of([])
+    assert near_duplicates(nothing, looks_of(second)) == near_duplicates(looks_of(first), nothing)
+
+
+def test_blank_images_differ_by_their_grey_and_cost_little(monkeypatch):
+    monkeypatch.setattr("groupdetr_d2.data.near_duplicates.TOGETHER", 3)
+    first = looks_of([np.full((20, 20, 3), 10 * i, np.uint8) for i in range(20)])
+    second = looks_of([np.full((30, 20, 3), x, np.uint8) for x in (71, 246, 30)])
+    assert near_duplicates(first, second) == [(7, 0), (3, 2)]
+
+
+def test_a_turned_photograph_looks_as_it_is_seen(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, upright = tmp_path / "a.png", tmp_path / "b.png"
+    picture = noise(0)
+    Image.fromarray(np.rot90(picture)).save(turned, exif=exif)
+    Image.fromarray(picture).save(upright)
+    a, b = (read_image(path, decode=True).look for path in (turned, upright))
+    assert a.bits == b.bits and np.array_equal(a.grey, b.grey)
+    assert read_image(upright, decode=False).look is None
+
+
+def test_validation_images_that_are_training_images_are_named(tmp_path, capsys):
+    train, val = (write_set(tmp_path, name, num_images=4) for name in ("train", "val"))
+    images = tmp_path / "images"
+    for i in range(4):
+        for name in ("train", "val"):
+            put_noise(images / f"{name}_{i}.png", 10 * i + (name == "val"))
+    put_noise(images / "val_2.png", 30)  # train_3
+    out = tmp_path / "out"
+    arguments = ["check-data", "--json", train, "--images", str(images), "--val-json", val]
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert "val_2.png is like train_3.png" in capsys.readouterr().out
+    report = json.loads((out / "val_report.json").read_text())
+    (finding,) = [f for f in report["findings"] if "nearly the same" in f["text"]]
+    assert finding["examples"] == ["val_2.png is like train_3.png"] and not finding["is_error"]
+    assert main([*arguments, "--out", str(out), "--fast"]) == 0
+    assert "no images of two sets were compared" in capsys.readouterr().out
+
+
+def test_label_statistics_by_hand(coco, capsys):
+    def change(content):
+        one = first(content)
+        content["annotations"] += [
+            {**one, "id": 20, "bbox": [0, 0, 40, 40], "area": 1600},
+            {**one, "id": 21, "bbox": [0, 0, 9, 4], "area": 36},
+            {**one, "id": 22, "iscrowd": 1},
+        ]
+        content["categories"].append({"id": 50, "name": "bird"})
+
+    found = coco(change)
+    rows = {row["class"]: row for row in found.labels}
+    assert list(rows) == ["cat", "dog", "bird", "all"]
+    assert rows["bird"]["objects"] == 0 and np.isnan(rows["bird"]["median side"])
+    assert rows["all"]["objects"] == 5 and rows["all"]["images"] == 3
+    assert sum(row["objects"] for row in found.labels) == 10
+    own = rows[max(("cat", "dog"), key=lambda name: rows[name]["medium"])]
+    assert own["medium"] == 1 and own["small"] == own["objects"] - 1
+    text = format_labels(found)
+    assert "1 regions of crowds" in text and re.search(r"bird +0 +0 .* -", text)
+
+
+def test_a_sheet_shows_all_classes_and_unusual_images():
+    """Of 60 images 50 have a cat alone; 20 classes are on one image each, two of them together."""
+    image_of, class_of = [*range(50), *[50] * 6], [0] * 56
+    for i in range(1, 21):
+        image_of.append(30 + (i if i < 20 else 19))
+        class_of.append(i)
+    sides = np.full(len(image_of), 0.3)
+    sides[4], sides[9] = 0.01, 0.9
+    names = [f"class {i}" for i in range(21)]
+    objects = Objects(np.array(image_of), np.array(class_of), sides, 60, names)
+    chosen = varied_images(objects, 24)
+    reasons = dict(chosen)
+    assert reasons[50] == "most objects, 6" and reasons[4] == "smallest object"
+    assert reasons[9] == "largest object" and reasons[51] == "no objects"
+    assert objects.classes_on([image for image, _ in chosen]) == 21
+    assert reasons[49] == "class 19, class 20"
+    assert len(varied_images(objects, 6)) == 6
+    rest = [image for image, _ in others(objects, list(reasons))]
+    assert sorted([*rest, *reasons]) == list(range(60))
+    empty = Objects(np.zeros(0, int), np.zeros(0, int), np.zeros(0), 2, ["cat"])
+    assert varied_images(empty, 5) == [(0, "no objects")]
+    assert varied_images(Objects(*[np.zeros(0, int)] * 3, 0, []), 5) == []
 
 
 def write_yolo(folder, layout):

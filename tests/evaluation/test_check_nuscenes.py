@@ -1,6 +1,7 @@
 """check-data --nuscenes reports on a copy, and returns 1 where it has errors."""
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -52,9 +53,10 @@ def test_pictures_are_drawn_of_good_copies(tmp_path, capsys):
 
     words = ["check-data", "--nuscenes", str(root), "--out", str(tmp_path / "out"), "--fast"]
     args = build_parser().parse_args(words)
-    assert check_nuscenes_data(args, draw) == 0 and drawn == [(3, "v1.0-mini_sheet.jpg")]
+    assert check_nuscenes_data(args, draw) == 0 and drawn == [(6, "v1.0-mini_sheet.jpg")]
     printed = capsys.readouterr().out
     assert "pictures: " in printed and "images opened: 0" in printed
+    assert "labels of 6 keyframes" in printed and re.search(r"all +6 +72 ", printed)
     assert check_nuscenes_data(args, lambda *_: 1 / 0) == 0
     assert "pictures cannot be drawn: ZeroDivisionError" in capsys.readouterr().out
 
