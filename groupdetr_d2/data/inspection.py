@@ -25,7 +25,7 @@ from .coco_rules import SHOWN, Finding, plain
 from .image_file import ROTATED, TURNS, orientation_of
 from .label_statistics import label_rows
 from .missing_files import probably_meant
-from .near_duplicates import Look, Looks, look_of, near_duplicates
+from .near_duplicates import Thumbnail, Thumbnails, near_duplicates, thumbnail_of
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Inspection:
     numbers: dict = field(default_factory=dict)  # plain values, see `numbers_of`
     columns: CocoColumns | None = None  # None if the file has errors
     labels: list[dict] = field(default_factory=list)  # statistics of each class, then of all
-    looks: Looks | None = None  # of the images that were read to their ends
+    thumbnails: Thumbnails | None = None  # of the images that were read to their ends
 
     @property
     def has_errors(self) -> bool:
@@ -84,7 +84,9 @@ def _check_images(images: CocoImages, decode: bool, inspection: Inspection) -> N
     names, root = images.columns.file_names, Path(images.image_root)
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda name: read_image(root / name, decode), names))
-    inspection.looks = Looks.of(list(map(plain, names)), [image.look for image in found])
+    inspection.thumbnails = Thumbnails.of(
+        list(map(plain, names)), [image.thumbnail for image in found]
+    )
     missing: list[str] = []
     unreadable: list[str] = []
     other: list[str] = []
@@ -110,10 +112,10 @@ def compare_sets(first: Inspection, second: Inspection, title: str) -> None:
     Args:
         title: of the first set.
     """
-    if first.looks is None or second.looks is None:
+    if first.thumbnails is None or second.thumbnails is None:
         return
-    pairs = near_duplicates(first.looks, second.looks)
-    names = [f"{second.looks.names[j]} is like {first.looks.names[i]}" for i, j in pairs]
+    pairs = near_duplicates(first.thumbnails, second.thumbnails)
+    names = [f"{second.thumbnails.names[j]} is like {first.thumbnails.names[i]}" for i, j in pairs]
     text = f"images that are nearly the same as images of {title}, which makes AP too high"
     second.add(False, text, names)
 
@@ -123,7 +125,7 @@ class ReadImage(NamedTuple):
 
     size: tuple[int, int] | None  # width and height; None if it cannot be read
     problem: str = ""
-    look: Look | None = None  # of one that was read to its end
+    thumbnail: Thumbnail | None = None  # of one that was read to its end
 
 
 def read_size(path: Path, decode: bool) -> tuple[tuple[int, int] | None, str]:
@@ -136,7 +138,7 @@ def read_image(path: Path, decode: bool) -> ReadImage:
     """Reads width and height, turned by EXIF as Detectron2 does, or what is wrong.
 
     Args:
-        decode: whether the image is read to its end, which gives its look.
+        decode: whether the image is read to its end, which gives its thumbnail.
     """
     try:
         if not path.is_file():
@@ -147,8 +149,8 @@ def read_image(path: Path, decode: bool) -> ReadImage:
                 image.load()
             has_exif = decode or image.format != "PNG"  # looking for it decodes a PNG
             orientation = orientation_of(image) if has_exif else 0
-            look = look_of(image, TURNS.get(orientation)) if decode else None
-        return ReadImage(size[::-1] if orientation in ROTATED else size, look=look)
+            thumbnail = thumbnail_of(image, TURNS.get(orientation)) if decode else None
+        return ReadImage(size[::-1] if orientation in ROTATED else size, thumbnail=thumbnail)
     except OSError as error:
         missing = error.errno in (errno.ENAMETOOLONG, errno.ENOENT)
         return ReadImage(None, "missing" if missing else f"{type(error).__name__}: {error}")

@@ -25,7 +25,7 @@ ONES = np.unpackbits(np.arange(2**16, dtype=np.uint16).view(np.uint8).reshape(-1
 )  # bits of 16 that are set
 
 
-class Look(NamedTuple):
+class Thumbnail(NamedTuple):
     """The hash and the small grey version of an image."""
 
     bits: int  # 64
@@ -33,24 +33,28 @@ class Look(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Looks:
-    """The looks of the images of a set that could be read."""
+class Thumbnails:
+    """The thumbnails of the images of a set that could be read."""
 
     names: Sequence[str]
     hashes: np.ndarray  # (N,) uint64
     greys: np.ndarray  # (N, SIDE * SIDE) uint8
 
     @classmethod
-    def of(cls, names: Sequence[str], looks: Sequence[Look | None]) -> "Looks":
-        """Collects looks; None stands for an image that could not be read."""
-        known = [(name, look) for name, look in zip(names, looks, strict=True) if look]
-        hashes = np.array([look.bits for _, look in known], dtype=np.uint64)
-        greys = np.array([look.grey for _, look in known], dtype=np.uint8)
+    def of(cls, names: Sequence[str], thumbnails: Sequence[Thumbnail | None]) -> "Thumbnails":
+        """Collects thumbnails; None stands for an image that could not be read."""
+        known = [
+            (name, thumbnail)
+            for name, thumbnail in zip(names, thumbnails, strict=True)
+            if thumbnail
+        ]
+        hashes = np.array([thumbnail.bits for _, thumbnail in known], dtype=np.uint64)
+        greys = np.array([thumbnail.grey for _, thumbnail in known], dtype=np.uint8)
         return cls([name for name, _ in known], hashes, greys.reshape(-1, SIDE * SIDE))
 
 
-def look_of(image: Image.Image, turn: Image.Transpose | None = None) -> Look:
-    """Computes the look of a loaded image.
+def thumbnail_of(image: Image.Image, turn: Image.Transpose | None = None) -> Thumbnail:
+    """Computes the thumbnail of a loaded image.
 
     Args:
         turn: what turns it upright.
@@ -64,10 +68,10 @@ def look_of(image: Image.Image, turn: Image.Transpose | None = None) -> Look:
     row = np.asarray(small.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     bits = np.packbits(row[:, 1:] > row[:, :-1])
     grey = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.uint8)
-    return Look(int.from_bytes(bits.tobytes(), "big"), grey)
+    return Thumbnail(int.from_bytes(bits.tobytes(), "big"), grey)
 
 
-def near_duplicates(first: Looks, second: Looks) -> list[tuple[int, int]]:
+def near_duplicates(first: Thumbnails, second: Thumbnails) -> list[tuple[int, int]]:
     """Finds the images of the second set that look like one of the first.
 
     Returns:

@@ -7,10 +7,10 @@ import numpy as np
 
 from ..data.nuscenes.geometry import corners_of
 from .bird_eye import WHITE, draw_bird_eye
+from .colours import Colour
 from .drawing import letter_size
 from .drawn_boxes import DrawnBoxes
 from .labels import Label, draw_labels
-from .lettering import put_text
 
 NEAR = 0.1  # metres before the camera; what is nearer is cut off
 # the places of corners that geometry.corners_of makes: front (the first four), back, and between
@@ -29,6 +29,7 @@ PLANES = np.array(
 FRONT_ROW = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT")
 BACK_ROW = ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 LABELLED_HEIGHT = 6  # pixels; smaller boxes have no name
+TITLE_COLOUR = (40, 40, 40)
 GAP = 4  # pixels between the parts of a picture
 Segment = tuple[tuple[int, int], tuple[int, int]]
 
@@ -39,6 +40,7 @@ def draw_boxes3d(
     truth: DrawnBoxes | None,
     found: DrawnBoxes | None,
     names: Sequence[str],
+    title: str = "",
 ) -> np.ndarray:
     """Draws boxes on a copy of a photograph (H, W, 3) BGR.
 
@@ -48,14 +50,17 @@ def draw_boxes3d(
 
     Args:
         lidar2img: (4, 4) to the pixels of this very image.
+        title: is written in the lower left corner, where no name comes.
     """
     image = image.copy()
+    labels: list[tuple[np.ndarray, str, Colour]] = []
     if truth is not None and found is not None:
-        _draw_set(image, lidar2img, truth, None, [WHITE] * len(truth))
+        _draw_set(image, lidar2img, truth, [WHITE] * len(truth))
     elif truth is not None:
-        _draw_set(image, lidar2img, truth, names, truth.colours())
+        labels += _draw_set(image, lidar2img, truth, truth.colours(), names)
     if found is not None:
-        _draw_set(image, lidar2img, found, names, found.colours())
+        labels += _draw_set(image, lidar2img, found, found.colours(), names)
+    _draw_labels(image, labels, title)
     return image
 
 
@@ -124,9 +129,8 @@ def _draw_view(
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     resized = cv2.resize(picture, (width, height), interpolation=how)
     lidar2img = scaled(view["lidar2img"], width / view["width"], height / view["height"])
-    drawn = draw_boxes3d(resized, lidar2img, truth, found, names)
     title = view["camera"].removeprefix("CAM_").replace("_", " ").lower()
-    return put_text(drawn, title, (6, height - 8), 0.5, WHITE, outlined=True)
+    return draw_boxes3d(resized, lidar2img, truth, found, names, title)
 
 
 def scaled(lidar2img: np.ndarray, across: float, down: float) -> np.ndarray:
@@ -138,10 +142,14 @@ def _draw_set(
     image: np.ndarray,
     lidar2img: np.ndarray,
     drawn: DrawnBoxes,
-    names: Sequence[str] | None,
-    colours: Sequence[tuple[int, int, int]],
-) -> None:
-    """Draws true or found boxes, far ones first; a front is crossed or tinted."""
+    colours: Sequence[Colour],
+    names: Sequence[str] | None = None,
+) -> list[tuple[np.ndarray, str, Colour]]:
+    """Draws true or found boxes, far ones first; a front is crossed or tinted.
+
+    Returns:
+        corners, name and colour of the boxes that are seen, near ones first; nothing without names.
+    """
     corners = projected_corners(drawn.boxes, lidar2img)
     seen = [i for i in _by_depth(corners) if _segments(corners[i], EDGES, image.shape)]
     is_found = drawn.scores is not None
@@ -158,9 +166,8 @@ def _draw_set(
     for i in seen:
         for start, end in _segments(corners[i], edges, image.shape):
             cv2.line(image, start, end, colours[i], thickness, cv2.LINE_AA)
-    if names is not None:
-        labels = drawn.labels(names)
-        _draw_labels(image, [(corners[i], labels[i], colours[i]) for i in reversed(seen)])
+    labels = [] if names is None else drawn.labels(names)
+    return [(corners[i], labels[i], colours[i]) for i in reversed(seen) if labels]
 
 
 def projected_corners(boxes: np.ndarray, lidar2img: np.ndarray) -> np.ndarray:
@@ -227,15 +234,16 @@ def cut_polygon(points: np.ndarray) -> np.ndarray:
 
 
 def _draw_labels(
-    image: np.ndarray, labels: Sequence[tuple[np.ndarray, str, tuple[int, int, int]]]
+    image: np.ndarray, labels: Sequence[tuple[np.ndarray, str, Colour]], title: str
 ) -> None:
-    """Writes names above boxes, in this order, where there is room."""
-    size, shown = letter_size(image.shape), []
+    """Writes a title in the lower left, then names at boxes, where there is room."""
+    height = image.shape[0]
+    shown = [Label(title, (0, height, 0, height), TITLE_COLOUR)]
     for corners, text, colour in labels:
         extent = _extent(corners, image.shape)
         if extent is not None:
             shown.append(Label(text, extent, colour))
-    draw_labels(image, shown, size)
+    draw_labels(image, shown, letter_size(image.shape))
 
 
 def _extent(corners: np.ndarray, shape: Sequence[int]) -> tuple[float, float, float, float] | None:

@@ -11,7 +11,7 @@ from PIL import Image
 from groupdetr_d2.commands import run as main
 from groupdetr_d2.data.checks import DatasetError
 from groupdetr_d2.data.inspection import inspect_coco, read_image
-from groupdetr_d2.data.near_duplicates import Looks, look_of, near_duplicates
+from groupdetr_d2.data.near_duplicates import Thumbnails, near_duplicates, thumbnail_of
 from groupdetr_d2.data.variety import Objects, others, varied_images
 from groupdetr_d2.data.yolo import Labels, convert_yolo, read_labels
 from groupdetr_d2.evaluation.data_report import format_labels
@@ -145,9 +145,9 @@ def put_noise(path, seed):
     cv2.imwrite(str(path), noise(seed, cv2.imread(str(path)).shape[:2]))
 
 
-def looks_of(pictures):
-    looks = [look_of(Image.fromarray(picture)) for picture in pictures]
-    return Looks.of([str(i) for i in range(len(pictures))], looks)
+def thumbnails_of(pictures):
+    thumbnails = [thumbnail_of(Image.fromarray(picture)) for picture in pictures]
+    return Thumbnails.of([str(i) for i in range(len(pictures))], thumbnails)
 
 
 def test_images_that_were_resized_or_compressed_anew_are_found_again():
@@ -157,15 +157,21 @@ def test_images_that_were_resized_or_compressed_anew_are_found_again():
     coded = cv2.imencode(".jpg", first[11], [cv2.IMWRITE_JPEG_QUALITY, 40])[1]
     second[5] = cv2.imdecode(coded, cv2.IMREAD_COLOR)
     second[8] = np.clip(first[20].astype(int) + 2, 0, 255).astype(np.uint8)
-    assert near_duplicates(looks_of(first), looks_of(second)) == [(7, 3), (11, 5), (20, 8)]
-    nothing = looks_of([])
-    assert near_duplicates(nothing, looks_of(second)) == near_duplicates(looks_of(first), nothing)
+    assert near_duplicates(thumbnails_of(first), thumbnails_of(second)) == [
+        (7, 3),
+        (11, 5),
+        (20, 8),
+    ]
+    nothing = thumbnails_of([])
+    assert near_duplicates(nothing, thumbnails_of(second)) == near_duplicates(
+        thumbnails_of(first), nothing
+    )
 
 
 def test_blank_images_differ_by_their_grey_and_cost_little(monkeypatch):
     monkeypatch.setattr("groupdetr_d2.data.near_duplicates.TOGETHER", 3)
-    first = looks_of([np.full((20, 20, 3), 10 * i, np.uint8) for i in range(20)])
-    second = looks_of([np.full((30, 20, 3), x, np.uint8) for x in (71, 246, 30)])
+    first = thumbnails_of([np.full((20, 20, 3), 10 * i, np.uint8) for i in range(20)])
+    second = thumbnails_of([np.full((30, 20, 3), x, np.uint8) for x in (71, 246, 30)])
     assert near_duplicates(first, second) == [(7, 0), (3, 2)]
 
 
@@ -176,9 +182,9 @@ def test_a_turned_photograph_looks_as_it_is_seen(tmp_path):
     picture = noise(0)
     Image.fromarray(np.rot90(picture)).save(turned, exif=exif)
     Image.fromarray(picture).save(upright)
-    a, b = (read_image(path, decode=True).look for path in (turned, upright))
+    a, b = (read_image(path, decode=True).thumbnail for path in (turned, upright))
     assert a.bits == b.bits and np.array_equal(a.grey, b.grey)
-    assert read_image(upright, decode=False).look is None
+    assert read_image(upright, decode=False).thumbnail is None
 
 
 def test_validation_images_that_are_training_images_are_named(tmp_path, capsys):
