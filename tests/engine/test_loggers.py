@@ -21,7 +21,7 @@ from groupdetr_d2.engine import report
 from groupdetr_d2.engine.interruption import Interrupted
 from groupdetr_d2.engine.loggers import MissingLoggerError, build_loggers, check_installed
 from groupdetr_d2.engine.loggers.run_logger import LoggerError, RunLogger
-from groupdetr_d2.engine.loggers.session import example_pictures, logged
+from groupdetr_d2.engine.loggers.session import logged, watched_pictures
 from groupdetr_d2.engine.loggers.sink import Ending, Sink
 from groupdetr_d2.engine.setup import setup_config
 from groupdetr_d2.engine.trainer import Trainer
@@ -75,7 +75,7 @@ def test_all_loggers_get_scalars_configuration_pictures_and_results(
     records = [r for run in runs for r in run.records]
     written = {(k, r["iteration"]): v for r in records for k, v in r.items()}
     assert all(written[key] == expected[key] for key in points)
-    assert {written[p, i].shape for p in pictures for i in evaluated} == {(340, 640, 3)}
+    assert {written[p, i].shape for p in pictures for i in evaluated} == {(233, 644, 3)}
     assert second.summary["iterations"] == 3 and {"best/AP", "final/AP50"} <= set(second.summary)
     names = {path.rpartition("/")[2] for path in second.saved}
     assert names >= {"report.html", "curves.png", "log.txt"} and second.exit_code == 0
@@ -93,7 +93,7 @@ def test_all_loggers_get_scalars_configuration_pictures_and_results(
         (key, expected[key]) for key in points
     }
     assert {image[:2] for image in run.images} == {(p, i) for p in pictures for i in evaluated}
-    assert run.images[0][2:] == ((340, 640, 3), "uint8")
+    assert run.images[0][2:] == ((233, 644, 3), "uint8")
     assert (
         "BASE_LR: 0.0002" in run.texts["config.yaml"] and run.texts["results.json"]["best/AP"] >= 0
     )
@@ -252,7 +252,7 @@ def test_mlflow_gets_names_of_classes_that_it_takes(tmp_path, stand_ins):
     assert stand_ins[1].runs["run0"].metrics == [("bbox/AP-猫 _大_", 1.5, 0)]
 
 
-def test_example_pictures_are_the_same_images_every_time():
+def test_watched_pictures_are_the_same_images_every_time():
     """Truth and the detections above the threshold, of images with objects where there are any."""
 
     def result(number, num_objects):
@@ -271,16 +271,16 @@ def test_example_pictures_are_the_same_images_every_time():
         drawn.append(len(instances) if len(instances) else 0)
         return picture
 
-    shown = Presentation(draw, fit=lambda picture, side: picture, tile_side=16, tile_height=16)
+    shown = Presentation(draw, fit=lambda picture, side: picture)
     images = [result(i, num_objects=int(i % 2)) for i in range(21)]
     evaluation = Evaluation(images, ["cat"], [], None, threshold=0.5)
-    pictures = example_pictures(evaluation, shown)
+    pictures = watched_pictures(evaluation, shown)
     assert [*pictures] == [f"predictions/{i}" for i in (1, 2, 3, 4)]
     assert drawn == [1, 1] * 4  # an object, and the one detection above the threshold
-    assert pictures["predictions/1"].shape == (36, 32, 3)
+    assert pictures["predictions/1"].shape == (28, 20, 3)
     assert [*pictures["predictions/1"][21, 1]] == [3, 2, 1]  # RGB
-    assert len(example_pictures(Evaluation(images[:1], ["cat"], [], None, 0.5), shown)) == 1
-    assert example_pictures(Evaluation([], ["cat"], [], None, 0.5), shown) == {}
+    assert len(watched_pictures(Evaluation(images[:1], ["cat"], [], None, 0.5), shown)) == 1
+    assert watched_pictures(Evaluation([], ["cat"], [], None, 0.5), shown) == {}
 
 
 def real(name):

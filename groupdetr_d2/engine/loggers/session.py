@@ -9,6 +9,7 @@ import numpy as np
 from detectron2.engine import HookBase, TrainerBase
 
 from ...evaluation.evaluation_report import Evaluation
+from ...evaluation.examples import draw_pair
 from ...evaluation.presentation import Presentation
 from ...tasks.task import Task
 from ..interruption import Interrupted
@@ -80,7 +81,7 @@ class PicturesHook(HookBase):
         if last.found is None or not any(one.is_open for one in self.loggers):
             return
         try:
-            pictures = example_pictures(last.found, self.task.presentation)
+            pictures = watched_pictures(last.found, self.task.presentation)
         except Exception as error:  # an evaluator of the user's own may leave anything
             logger.warning("example predictions cannot be drawn (%r); the training goes on", error)
             return
@@ -92,21 +93,16 @@ class PicturesHook(HookBase):
         self.after_step()
 
 
-def example_pictures(evaluation: Evaluation, shown: Presentation) -> dict[str, np.ndarray]:
+def watched_pictures(evaluation: Evaluation, shown: Presentation) -> dict[str, np.ndarray]:
     """Draws truth beside detections of a few images spread over the set, (H, W, 3) RGB.
 
     Images with objects come first; detections are those above the threshold of the best F1.
     """
     images = [image for image in evaluation.images if image.truth and image.found and image.picture]
     images = [image for image in images if len(image.true_classes)] or images
-    places = np.linspace(0, len(images) - 1, min(SHOWN_PICTURES, len(images))).astype(int)
-    pictures = {}
-    for number, image in enumerate((images[i] for i in places), start=1):
-        found = image.found()[image.scores >= evaluation.threshold]
-        picture, file = image.picture(), Path(image.name).name[-28:]
-        sides = [
-            shown.tile(title, picture, instances, evaluation.names)
-            for title, instances in ((f"truth {file}", image.truth()), ("found", found))
-        ]
-        pictures[f"predictions/{number}"] = np.hstack(sides)[:, :, ::-1]
-    return pictures
+    drawn = [
+        draw_pair(images[i], evaluation.names, evaluation.threshold, shown)
+        for i in np.linspace(0, len(images) - 1, min(SHOWN_PICTURES, len(images))).astype(int)
+    ]
+    readable = (picture for picture in drawn if picture is not None)
+    return {f"predictions/{n}": x[:, :, ::-1] for n, x in enumerate(readable, start=1)}
