@@ -179,6 +179,12 @@ def batch_for(cfg, counts=(3, 2), sizes=((64, 96), (96, 64))):
     ]
 
 
+def shared_folder(tmp_path_factory):
+    """The folder of this run of the suite that all its workers share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(autouse=True)
 def loggers_as_before():
     """Trainers show log lines on the standard output, which a test has for itself alone."""

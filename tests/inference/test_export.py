@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from groupdetr_d2.commands import run as main
 from groupdetr_d2.commands.export import OPSET
@@ -33,6 +34,7 @@ from tests.conftest import (
     SHRINK,
     SMALL_BACKBONE,
     SMALL_MASK_BACKBONE,
+    shared_folder,
     small_config,
     small_model,
 )
@@ -67,12 +69,16 @@ def spread_model(config, num_groups=3):
 
 @pytest.fixture(scope="module")
 def export_model(tmp_path_factory):
-    """A function from a model's name to the model and its file, which is written once."""
+    """A function from a model's name to the model and its file, which one worker writes."""
 
     @functools.cache
     def export(name):
-        model, path = spread_model(MODELS[name]), tmp_path_factory.mktemp(name) / "model.onnx"
-        export_onnx(model, path, (96, 128), dynamic=True, opset=OPSET)
+        model, path = spread_model(MODELS[name]), shared_folder(tmp_path_factory) / name
+        path = path / "model.onnx"
+        with FileLock(path.parent.with_suffix(".lock")):
+            if not path.exists():
+                path.parent.mkdir()
+                export_onnx(model, path, (96, 128), dynamic=True, opset=OPSET)
         return model, path
 
     return export
