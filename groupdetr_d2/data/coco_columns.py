@@ -177,11 +177,6 @@ class CocoImages(Sequence):
         }
 
     @property
-    def is_wide(self) -> np.ndarray:
-        """Whether the width of an image exceeds its height, (N,) bool."""
-        return self.sizes[:, 0] > self.sizes[:, 1]
-
-    @property
     def sizes(self) -> np.ndarray:
         """The width and height of each image, (N, 2)."""
         return self.columns.sizes[self.chosen]
@@ -212,11 +207,6 @@ class JoinedImages(Sequence):
         part = int(np.searchsorted(self.ends, place, side="right"))
         start = int(self.ends[part]) - len(self.parts[part])
         return self.parts[part][place - start]
-
-    @property
-    def is_wide(self) -> np.ndarray:
-        """Whether the width of an image exceeds its height, (N,) bool."""
-        return np.concatenate([part.is_wide for part in self.parts])
 
     @property
     def sizes(self) -> np.ndarray:

@@ -14,10 +14,6 @@ class ImageSet(Protocol):
         """The objects of each image, (N,)."""
 
     @property
-    def is_wide(self) -> np.ndarray:
-        """Whether the width of an image exceeds its height, (N,) bool."""
-
-    @property
     def sizes(self) -> np.ndarray:
         """The width and height of each image, (N, 2)."""
 

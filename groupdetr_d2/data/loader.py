@@ -56,7 +56,7 @@ class TrainingSet(Dataset):
     ):
         if isinstance(dataset_dicts, JoinedImages):  # small, and shared by processes, as it is
             self.dicts: Sequence[dict] = dataset_dicts
-            self.is_wide = dataset_dicts.is_wide.tolist()
+            self.is_wide = (dataset_dicts.sizes[:, 0] > dataset_dicts.sizes[:, 1]).tolist()
         else:
             self.dicts = DatasetFromList(dataset_dicts, copy=False)
             self.is_wide = [d["width"] > d["height"] for d in dataset_dicts]

@@ -80,7 +80,7 @@ class DataSource:
 
     Attributes:
         images_of: ``(name, is_evaluated=False)`` -> the dataset dicts, a sequence that has `counts`
-            (objects of each, (N,)), `is_wide` (N,) bool and `with_objects()`, checked.
+            (objects of each, (N,)), `sizes` (N, 2) and `with_objects()`, checked.
         class_names: ``(name)`` -> the names of the set's classes.
         fingerprint: ``(name)`` -> a text that changes when the set does.
         label_rows: ``(name)`` -> the set's label statistics, one row a class and the last of all.

@@ -68,11 +68,6 @@ class NuScenesFrames(Sequence):
         return (self.arrays.box_ends.astype(np.int64) - self.arrays.box_starts)[self.chosen]
 
     @property
-    def is_wide(self) -> np.ndarray:
-        """Whether the width of the front image exceeds its height, (N,) bool."""
-        return self.sizes[:, 0] > self.sizes[:, 1]
-
-    @property
     def sizes(self) -> np.ndarray:
         """The width and height of each front image, (N, 2)."""
         return self.arrays.image_size[self.arrays.key_images[self.chosen, 0]]
