@@ -45,27 +45,11 @@ def numbers_of(folder):
     return {(k, r["iteration"]): v for r in records for k, v in r.items() if k != "iteration"}
 
 
-def test_all_loggers_get_scalars_configuration_pictures_and_results(
-    tmp_path, stand_ins, monkeypatch
-):
-    """And a resumed training goes on in the same runs."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+PICTURES = [f"predictions/{i}" for i in (1, 2, 3, 4)]
+EVALUATED = (1, 3)  # as Detectron2 counts: the last one follows the last iteration
 
-    # the report is a matter of other tests, and takes longer than the training
-    monkeypatch.setattr(report, "draw_curves", lambda folder, path, metric: path.touch())
-    monkeypatch.setattr(
-        report, "write_report", lambda cfg, *_, **__: Path(cfg.OUTPUT_DIR, "report.html").touch()
-    )
-    opts = ["TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", 3, "LOGGERS", ALL]
-    run_in_process(tiny_run(tmp_path, *opts), iterations=1)
-    run_in_process(tiny_run(tmp_path, *opts, "SOLVER.BASE_LR", 2e-4), resume=True)
-    runs, client = stand_ins
-    expected = numbers_of(tmp_path / "out")
-    points = {key for key in expected if not math.isnan(expected[key])}
-    assert {name for name, _ in points} >= {"total_loss", "lr", "bbox/AP", "epoch"}
-    pictures = [f"predictions/{i}" for i in (1, 2, 3, 4)]
-    evaluated = (1, 3)  # as Detectron2 counts: the last one follows the last iteration
 
+def check_wandb(runs, expected, points):
     first, second = runs
     assert first.named["id"] is None and second.named["id"] == "new-id" and first.id == second.id
     assert first.named["name"] == "out" and first.named["project"] == "groupdetr_d2"
@@ -75,11 +59,13 @@ def test_all_loggers_get_scalars_configuration_pictures_and_results(
     records = [r for run in runs for r in run.records]
     written = {(k, r["iteration"]): v for r in records for k, v in r.items()}
     assert all(written[key] == expected[key] for key in points)
-    assert {written[p, i].shape for p in pictures for i in evaluated} == {(233, 644, 3)}
+    assert {written[p, i].shape for p in PICTURES for i in EVALUATED} == {(233, 644, 3)}
     assert second.summary["iterations"] == 3 and {"best/AP", "final/AP50"} <= set(second.summary)
     names = {path.rpartition("/")[2] for path in second.saved}
     assert names >= {"report.html", "curves.png", "log.txt"} and second.exit_code == 0
 
+
+def check_mlflow(client, folder, expected, points):
     (run,) = client.runs.values()
     assert (
         run.name == "out"
@@ -92,23 +78,48 @@ def test_all_loggers_get_scalars_configuration_pictures_and_results(
     assert {(k, step): v for k, v, step in run.metrics}.items() >= {
         (key, expected[key]) for key in points
     }
-    assert {image[:2] for image in run.images} == {(p, i) for p in pictures for i in evaluated}
+    assert {image[:2] for image in run.images} == {(p, i) for p in PICTURES for i in EVALUATED}
     assert run.images[0][2:] == ((233, 644, 3), "uint8")
     assert (
         "BASE_LR: 0.0002" in run.texts["config.yaml"] and run.texts["results.json"]["best/AP"] >= 0
     )
     assert any(path.endswith("report.html") for path in run.artifacts)
-    assert json.loads((tmp_path / "out/loggers.json").read_text()) == {
+    assert json.loads((folder / "loggers.json").read_text()) == {
         "wandb": "new-id",
         "mlflow": run.info.run_id,
     }
 
-    events = EventAccumulator(str(tmp_path / "out")).Reload()
+
+def check_tensorboard(folder, expected, points):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
     for name, iteration in points:
         values = {event.step: event.value for event in events.Scalars(name)}
         assert values[iteration] == pytest.approx(expected[name, iteration], rel=1e-5)
-    assert events.Tags()["images"] == pictures
-    assert [event.step for event in events.Images(pictures[0])] == [*evaluated]
+    assert events.Tags()["images"] == PICTURES
+    assert [event.step for event in events.Images(PICTURES[0])] == [*EVALUATED]
+
+
+def test_all_loggers_get_scalars_configuration_pictures_and_results(
+    tmp_path, stand_ins, monkeypatch
+):
+    """And a resumed training goes on in the same runs."""
+    # the report is a matter of other tests, and takes longer than the training
+    monkeypatch.setattr(report, "draw_curves", lambda folder, path, metric: path.touch())
+    monkeypatch.setattr(
+        report, "write_report", lambda cfg, *_, **__: Path(cfg.OUTPUT_DIR, "report.html").touch()
+    )
+    opts = ["TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", 3, "LOGGERS", ALL]
+    run_in_process(tiny_run(tmp_path, *opts), iterations=1)
+    run_in_process(tiny_run(tmp_path, *opts, "SOLVER.BASE_LR", 2e-4), resume=True)
+    runs, client = stand_ins
+    expected = numbers_of(tmp_path / "out")
+    points = {key for key in expected if not math.isnan(expected[key])}
+    assert {name for name, _ in points} >= {"total_loss", "lr", "bbox/AP", "epoch"}
+    check_wandb(runs, expected, points)
+    check_mlflow(client, tmp_path / "out", expected, points)
+    check_tensorboard(tmp_path / "out", expected, points)
 
 
 def test_a_package_that_is_missing_is_named_before_anything_is_built(tmp_path, monkeypatch):
