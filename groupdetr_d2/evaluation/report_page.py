@@ -102,7 +102,7 @@ def summary(evaluation: Evaluation, metrics: dict[str, float], shown: Presentati
     ]
     best = (
         f"Best score threshold {evaluation.threshold:.3f} (F1 {f1:.3f}, precision "
-        f"{precision:.3f}, recall {recall:.3f}); `predict` uses it by default."
+        f"{precision:.3f}, recall {recall:.3f}); predict uses it by default."
     )
     few = [
         f"with {what} {metrics[name]:.1f}" for name, what in shown.few.items() if name in metrics
