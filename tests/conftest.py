@@ -26,6 +26,9 @@ SHRINK = [
     *("MODEL.RESNETS.WIDTH_PER_GROUP", 8),
     *("MODEL.SWIN.EMBED_DIM", 16, "MODEL.SWIN.DEPTHS", [1, 1, 2, 1], "MODEL.SWIN.WINDOW_SIZE", 4),
     *("MODEL.SWIN.NUM_HEADS", [1, 2, 4, 8], "MODEL.SWIN.DROP_PATH_RATE", 0.0),
+    *("MODEL.VIT.EMBED_DIM", 32, "MODEL.VIT.DEPTH", 2, "MODEL.VIT.NUM_HEADS", 4),
+    *("MODEL.VIT.GLOBAL_BLOCKS", [1], "MODEL.VIT.WINDOW_SIZE", 3, "MODEL.VIT.DROP_PATH_RATE", 0.0),
+    *("MODEL.VIT.PRETRAIN_GRID", 4, "MODEL.VIT.RELATIVE_GRID", 8, "MODEL.VIT.PYRAMID_CHANNELS", 32),
     *("MODEL.DETR.TRAIN_NUM_POINTS", 64),
     *("MODEL.VOVNET.STEM_CHANNELS", 8, "MODEL.VOVNET.CONV_CHANNELS", [8, 8, 8, 8]),
     *("MODEL.VOVNET.OUT_CHANNELS", [16, 16, 24, 24], "MODEL.VOVNET.BLOCKS", [1, 1, 2, 1]),
@@ -59,7 +62,8 @@ def all_configs():
 
 
 def distinct_models():
-    """A yaml of each model: those that differ in K, schedule and training alone are the same one.
+    """A yaml of each model: those that differ in K, classes, the size of a ViT, schedule and
+    training alone are the same one.
 
     That group yamls do differ in K alone is a test of its own.
     """
@@ -67,6 +71,9 @@ def distinct_models():
     for config in all_configs():
         model = build_config(str(ROOT / config)).MODEL
         model.DETR.NUM_GROUPS, model.WEIGHTS = 1, ""
+        model.pop("VIT")
+        if model.BACKBONE.NAME == "build_vit_pyramid_backbone":
+            model.DETR.NUM_CLASSES = 80
         # ablations of training, see test_ablations.py
         model.DETR.JOINT_SELF_ATTENTION, model.FREEZE, model.LOAD_ONLY = False, [], []
         models.setdefault(model.dump(), config)

@@ -68,6 +68,10 @@ MODEL.VOVNET.CONV_CHANNELS MODEL.VOVNET.OUT_CHANNELS MODEL.VOVNET.BLOCKS MODEL.V
 DATASETS.CUBES.TRAIN_SCENES DATASETS.CUBES.VAL_SCENES DATASETS.CUBES.KEYFRAMES
 DATASETS.CUBES.SWEEPS DATASETS.CUBES.WIDTH DATASETS.CUBES.HEIGHT DATASETS.CUBES.OBJECTS
 DATASETS.CUBES.FAR TEST.IMS_PER_BATCH LOGGERS
+MODEL.VIT.EMBED_DIM MODEL.VIT.DEPTH MODEL.VIT.NUM_HEADS MODEL.VIT.PATCH_SIZE MODEL.VIT.WINDOW_SIZE
+MODEL.VIT.GLOBAL_BLOCKS MODEL.VIT.DROP_PATH_RATE MODEL.VIT.ABSOLUTE_POSITION
+MODEL.VIT.PRETRAIN_GRID MODEL.VIT.RELATIVE_POSITION MODEL.VIT.RELATIVE_GRID MODEL.VIT.LAYER_SCALE
+MODEL.VIT.PYRAMID_CHANNELS
 """.split()
 
 
@@ -91,7 +95,8 @@ def test_configuration_keys_change_with_intent_only():
 
 
 def test_every_key_is_commented():
-    lines = (PACKAGE / "config" / "keys.py").read_text().splitlines()
+    files = [PACKAGE / "config" / f"{name}.py" for name in ("keys", "data_keys")]
+    lines = [line for file in files for line in file.read_text().splitlines()]
     commented = False
     for line in lines:
         stripped = line.strip()

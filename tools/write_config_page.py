@@ -1,4 +1,4 @@
-"""Writes docs/config.md from the comments of groupdetr_d2/config/keys.py and the table of choices.
+"""Writes docs/config.md from the comments of the files of keys and the table of choices.
 
 python tools/write_config_page.py
 """
@@ -16,7 +16,7 @@ The keys that this plugin adds to
 and those of Detectron2 whose default it changes. Any of them can stand in a yaml or, as
 `KEY VALUE`, at the end of a command. A key that takes one of several words is checked before
 anything else is done. `tools/write_config_page.py` writes this page from
-`groupdetr_d2/config/keys.py` and `choices.py`.
+`keys.py`, `data_keys.py` and `choices.py` of `groupdetr_d2/config/`.
 
 | key | default | description |
 |---|---|---|
@@ -31,8 +31,13 @@ NAMED = {
 
 def main() -> None:
     """Writes the page."""
-    source = (ROOT / "groupdetr_d2/config/keys.py").read_text()
-    (ROOT / "docs/config.md").write_text(page(source))
+    (ROOT / "docs/config.md").write_text(page(source_of_keys()))
+
+
+def source_of_keys() -> str:
+    """Reads the files that have the keys."""
+    folder = ROOT / "groupdetr_d2/config"
+    return "\n".join((folder / name).read_text() for name in ("keys.py", "data_keys.py"))
 
 
 def page(source: str) -> str:

@@ -1,6 +1,7 @@
 """The configuration keys that this plugin adds to Detectron2's, and defaults that it changes.
 
-The comment above a key is its description; tools/write_config_page.py makes docs/config.md of them.
+The comment above a key is its description, here and in data_keys.py; tools/write_config_page.py
+makes docs/config.md of them.
 Keys that take one of several words are listed in choices.py.
 """
 
@@ -10,10 +11,12 @@ import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
+from .data_keys import add_data_keys
+
 SECTIONS = (
     *("MODEL.EMA", "MODEL.DETR", "MODEL.DETR.DENOISING", "MODEL.DETR.SAM", "MODEL.SWIN"),
     *("MODEL.DETR.SPACE", "MODEL.VOVNET", "INPUT.VIEWS", "DATASETS.CUBES"),
-    *("MODEL.SMALL_RESNET", "DATASETS.CUSTOM", "DATASETS.SHAPES"),
+    *("MODEL.SMALL_RESNET", "MODEL.VIT", "DATASETS.CUSTOM", "DATASETS.SHAPES"),
 )
 # importing them registers what is in them
 REGISTERING = (
@@ -60,12 +63,10 @@ def _add_all(cfg: CN) -> None:
     _add_loss_keys(cfg)
     _add_variant_keys(cfg)
     _add_backbone_keys(cfg)
+    _add_vit_keys(cfg)
     _add_solver_keys(cfg)
     _add_logger_keys(cfg)
-    _add_data_keys(cfg)
-    _add_test_keys(cfg)
-    _add_view_keys(cfg)
-    _add_set_keys(cfg)
+    add_data_keys(cfg)
 
 
 def _add_section(cfg: CN, parts: list[str]) -> None:
@@ -246,6 +247,36 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.SMALL_RESNET.CHANNELS = [32, 32, 64, 128, 256]
 
 
+def _add_vit_keys(cfg: CN) -> None:
+    # The channels of build_vit_pyramid_backbone; ViT-B has 768, ViT-L 1024, ViT-H 1280.
+    cfg.MODEL.VIT.EMBED_DIM = 768
+    # The blocks of build_vit_pyramid_backbone; ViT-B has 12, ViT-L 24, ViT-H 32.
+    cfg.MODEL.VIT.DEPTH = 12
+    # The attention heads of build_vit_pyramid_backbone; ViT-B has 12, ViT-L and ViT-H 16.
+    cfg.MODEL.VIT.NUM_HEADS = 12
+    # The side of a patch in pixels, 14 or 16. Weights for the other size are resampled.
+    cfg.MODEL.VIT.PATCH_SIZE = 16
+    # The side of a window in patches. 0: all blocks attend in the whole image.
+    cfg.MODEL.VIT.WINDOW_SIZE = 14
+    # The places of the blocks that attend in the whole image, from 0.
+    cfg.MODEL.VIT.GLOBAL_BLOCKS = [2, 5, 8, 11]
+    # The probability that the last block is left out in training; it grows from 0 with depth.
+    cfg.MODEL.VIT.DROP_PATH_RATE = 0.1
+    # Whether patches have a learned embedding of their place, which is resized to each image.
+    cfg.MODEL.VIT.ABSOLUTE_POSITION = True
+    # The side of the table of these embeddings: 14 for a pre-training on 224 pixels.
+    cfg.MODEL.VIT.PRETRAIN_GRID = 14
+    # Whether attention adds embeddings of vertical and horizontal distances to its logits.
+    cfg.MODEL.VIT.RELATIVE_POSITION = True
+    # The side in patches of the grid that the global blocks' tables of distances are made for; they
+    # are resized to each image.
+    cfg.MODEL.VIT.RELATIVE_GRID = 64
+    # The initial factor of each channel of a block's two halves (layer scale). 0: no factors.
+    cfg.MODEL.VIT.LAYER_SCALE = 0.0
+    # The channels of each map of the feature pyramid.
+    cfg.MODEL.VIT.PYRAMID_CHANNELS = 256
+
+
 def _add_solver_keys(cfg: CN) -> None:
     # The optimizer.
     cfg.SOLVER.OPTIMIZER = "ADAMW"
@@ -294,104 +325,3 @@ def _add_logger_keys(cfg: CN) -> None:
     # The places that a training writes scalars and example predictions to, besides metrics.json:
     # "tensorboard", "wandb" (Weights & Biases), "mlflow". docs/loggers.md describes them.
     cfg.LOGGERS = ["tensorboard"]
-
-
-def _add_data_keys(cfg: CN) -> None:
-    # The side of the square that large-scale jitter makes of a training image: flipped, resized at
-    # random, then cropped or padded. 0 is DETR's augmentation.
-    cfg.INPUT.IMAGE_SIZE = 0
-    # The smallest size of large-scale jitter, relative to the image that fits into the square.
-    cfg.INPUT.MIN_SCALE = 0.1
-    # The largest size of large-scale jitter, relative to the image that fits into the square.
-    cfg.INPUT.MAX_SCALE = 2.0
-    # The probability that squares of a grid are cut out of the images of a training batch.
-    cfg.INPUT.GRID_MASK = 0.0
-    # The order of an image's channels.
-    cfg.INPUT.FORMAT = "RGB"
-    # The shorter sides, one of which is chosen at random, of images that are then cropped: with
-    # probability 0.5 if INPUT.CROP.ENABLED, ahead of the resizing to INPUT.MIN_SIZE_TRAIN (DETR's
-    # augmentation).
-    cfg.INPUT.CROP.MIN_SIZE = [400, 500, 600]
-    # Whether images without objects are left out of training; the official recipes keep them.
-    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
-    # What to do when a training image cannot be read: "raise" ends the run, "skip" takes the next
-    # image.
-    cfg.DATALOADER.ON_ERROR = "raise"
-    # The different images that DATALOADER.ON_ERROR "skip" may leave out in a process.
-    cfg.DATALOADER.MAX_SKIPPED = 100
-    # The most images of a batch in evaluation, in each process. They are of one size, so that none
-    # is padded to the size of another.
-    cfg.TEST.IMS_PER_BATCH = 1
-    # The sizes in which test-time augmentation (TEST.AUG.ENABLED) sees an image, relative to
-    # INPUT.MIN_SIZE_TEST, or to the image where that is 0.
-    cfg.TEST.AUG.SCALES = [0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.375, 1.5]
-    # The lengths of the shorter side in test-time augmentation, in pixels, in place of
-    # TEST.AUG.SCALES. An empty list leaves it to those.
-    cfg.TEST.AUG.MIN_SIZES = []
-    # The bound of the longer side in test-time augmentation. 0 is INPUT.MAX_SIZE_TEST, in
-    # proportion to the shorter side.
-    cfg.TEST.AUG.MAX_SIZE = 0
-
-
-def _add_test_keys(cfg: CN) -> None:
-    # Whether an evaluation computes losses, too: those of the primary group, without dropout and
-    # denoising. They are validation/total_loss and so on in metrics.json.
-    cfg.TEST.LOSS = True
-
-
-def _add_view_keys(cfg: CN) -> None:
-    # The height and width of the images of a model of several cameras.
-    cfg.INPUT.VIEWS.SIZE = [320, 800]
-    # The smallest and the largest factor by which those images are resized in training, one for all
-    # cameras, ahead of their crop to INPUT.VIEWS.SIZE.
-    cfg.INPUT.VIEWS.SCALES = [0.47, 0.625]
-    # The largest angle by which space is turned in training, in radians.
-    cfg.INPUT.VIEWS.ROTATION = 0.3925
-    # The smallest and the largest factor by which lengths in space are scaled in training.
-    cfg.INPUT.VIEWS.SPACE_SCALES = [0.95, 1.05]
-    # The range of earlier camera frames, one of which a model sees besides the keyframe; 0 is the
-    # one just before it. An empty list is the keyframe alone.
-    cfg.INPUT.VIEWS.EARLIER = []
-    # The seconds between two images of a camera, which tell the time to an earlier frame where a
-    # scene begins and there is none.
-    cfg.INPUT.VIEWS.FRAME_SECONDS = 0.083
-
-
-def _add_set_keys(cfg: CN) -> None:
-    # The annotations of your own training set in COCO's format (--train-json).
-    cfg.DATASETS.CUSTOM.TRAIN_JSON = ""
-    # The image folder of your own training set (--train-images).
-    cfg.DATASETS.CUSTOM.TRAIN_IMAGES = ""
-    # The annotations of your own validation set in COCO's format (--val-json).
-    cfg.DATASETS.CUSTOM.VAL_JSON = ""
-    # The image folder of your own validation set (--val-images).
-    cfg.DATASETS.CUSTOM.VAL_IMAGES = ""
-    # What to do with boxes that have no area or lie outside their image: "error" names them, "drop"
-    # leaves them out.
-    cfg.DATASETS.CUSTOM.BAD_BOXES = "error"
-
-    # The training scenes of the generated copy of nuScenes (groupdetr_d2/data/nuscenes/cubes.py).
-    cfg.DATASETS.CUBES.TRAIN_SCENES = 80
-    # The validation scenes of the generated copy of nuScenes.
-    cfg.DATASETS.CUBES.VAL_SCENES = 20
-    # The keyframes of a generated scene, half a second apart.
-    cfg.DATASETS.CUBES.KEYFRAMES = 6
-    # The camera frames between two keyframes of a generated scene; petrv2 wants nuScenes' 5.
-    cfg.DATASETS.CUBES.SWEEPS = 0
-    # The width of a generated photograph, in pixels.
-    cfg.DATASETS.CUBES.WIDTH = 176
-    # The height of a generated photograph, in pixels.
-    cfg.DATASETS.CUBES.HEIGHT = 96
-    # The objects of a generated scene.
-    cfg.DATASETS.CUBES.OBJECTS = 16
-    # The largest distance of an object of a generated scene from the vehicle, in metres.
-    cfg.DATASETS.CUBES.FAR = 25.0
-
-    # The training images of the generated set (groupdetr_d2/data/shapes.py).
-    cfg.DATASETS.SHAPES.NUM_TRAIN = 4000
-    # The validation images of the generated set.
-    cfg.DATASETS.SHAPES.NUM_VAL = 400
-    # The side of a generated image, in pixels.
-    cfg.DATASETS.SHAPES.IMAGE_SIZE = 128
-    # The most objects of a generated image.
-    cfg.DATASETS.SHAPES.MAX_OBJECTS = 8

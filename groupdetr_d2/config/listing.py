@@ -13,10 +13,15 @@ from .yaml_file import BASE, YamlError, base_path, load_mapping
 
 TASKS = {"GroupDETR": "boxes", "GroupMask2Former": "masks", "GroupPETR": "3D boxes"}
 # images of an epoch, as the schedules count them
-IMAGES = {"coco_2017_train": 118287, "nuscenes_train": 28130}
+IMAGES = {
+    "coco_2017_train": 118287,
+    "nuscenes_train": 28130,
+    "objects365_v2_train_wo_5k": 1817289,
+}
 BATCH = 16  # where no yaml says another
 HEAD = re.compile(r"(?:#.*\n)+")
-PAPER = re.compile(r"# paper \(Group DETR, (Table \w+(?: [a-d])?)\)[^:\n]*: ([^;\n]*)")
+PLACE = r"(Table \w+(?: [a-d])?|Section [\d.]+)"
+PAPER = re.compile(rf"# paper \(Group DETR, {PLACE}\)[^:\n]*: ([^;\n]*)")
 FIGURE = re.compile(r"\d+\.\d (?:mask )?(?:AP|NDS|mAP)\b")
 
 
@@ -30,7 +35,7 @@ class Listed:
         num_groups: K.
         epochs: of its schedule; None if its data set has no known size.
         paper: the figures of the Group DETR paper, such as "37.6 AP"; empty without any.
-        table: the table of the paper that has them.
+        table: the table or section of the paper that has them.
     """
 
     name: str

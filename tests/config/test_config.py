@@ -14,7 +14,7 @@ from groupdetr_d2.registry import VARIANT_REGISTRY
 from tests import ROOT
 from tests.conftest import all_configs, small_config
 
-KEYS = (ROOT / "groupdetr_d2/config/keys.py").read_text()
+KEYS = "".join((ROOT / f"groupdetr_d2/config/{x}.py").read_text() for x in ("keys", "data_keys"))
 
 
 @pytest.mark.parametrize("key", CHOICES)
