@@ -51,6 +51,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "DATASETS.CUBES.FAR": (6, 200),
     "DATASETS.CUBES.KEYFRAMES": (1, 1000),
     "MODEL.EMA.DECAY": (0, 1),
+    "SOLVER.LAYER_DECAY": (1e-3, 1),
+    "SOLVER.COMPONENT_DECAY": (1e-3, 1),
     "SOLVER.MAX_ITER": (1, 10**12),
     "SOLVER.IMS_PER_BATCH": (1, 10**6),
     "SOLVER.EPOCHS": (0, 10**6),

@@ -4,57 +4,36 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..errors import UserError
-from ..layers.per_group import GroupLayerNorm
-from ..modeling.queries import QueryBank
-
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, GroupLayerNorm)
-EMBEDDINGS = (nn.Embedding, QueryBank)
+from .rates import Rate, rates_of
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module, *, clips: bool = True) -> torch.optim.Optimizer:
-    """Builds AdamW; the backbone learns at SOLVER.BACKBONE_MULTIPLIER times SOLVER.BASE_LR.
+    """Builds AdamW with the rates of :func:`groupdetr_d2.engine.rates.rates_of`.
 
-    Parameters whose name contains one of SOLVER.SLOW_NAMES learn like the backbone. As in DETR's
-    official codes, weight decay applies to every parameter, norms and biases included, unless
+    The backbone learns at SOLVER.BACKBONE_MULTIPLIER times SOLVER.BASE_LR, as do parameters whose
+    name contains one of SOLVER.SLOW_NAMES. As in DETR's official codes, weight decay applies to
+    every parameter, norms and biases included, unless SOLVER.NO_DECAY says otherwise or
     SOLVER.WEIGHT_DECAY_EMBED is given, as in Mask2Former's.
 
     Args:
         clips: whether `step` clips the gradients first, as SOLVER.CLIP_GRADIENTS says; without it
             the caller does.
     """
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    slow_names = ("backbone.", *cfg.SOLVER.SLOW_NAMES)
-    for slow in slow_names[1:]:
-        if not any(slow in name for name, _ in trained):
-            raise UserError(f"SOLVER.SLOW_NAMES has {slow!r}, which is in no parameter's name")
-    lr, decay, own_decays = cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, decays_of(cfg, model)
-    groups: dict[tuple[bool, float], dict] = {}
-    for name, parameter in trained:
-        is_slow = any(x in name for x in slow_names)
-        rate = lr * cfg.SOLVER.BACKBONE_MULTIPLIER if is_slow else lr
-        own = own_decays.get(parameter, decay)
-        group = groups.setdefault((is_slow, own), {"params": [], "lr": rate, "weight_decay": own})
-        group["params"].append(parameter)
-    ordered = [groups[key] for key in sorted(groups, key=lambda key: (key[0], key[1] != decay))]
-    optimizer = torch.optim.AdamW(ordered, lr=lr, weight_decay=decay, fused=True)
+    parameters, rates = dict(model.named_parameters()), rates_of(cfg, model)
+    members: dict[Rate, list[nn.Parameter]] = {}
+    for name, rate in rates.items():
+        members.setdefault(rate, []).append(parameters[name])
+    lr, decay = cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY
+    # a checkpoint knows groups by their order
+    ordered = sorted(members, key=lambda x: (x.is_slow, -x.lr, x.weight_decay != decay))
+    groups = [
+        {"params": members[rate], "lr": rate.lr, "weight_decay": rate.weight_decay}
+        for rate in ordered
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=decay, fused=True)
     if clips and clip_norm_of(cfg):
         _clip_in_step(optimizer, clip_norm_of(cfg))
     return optimizer
-
-
-def decays_of(cfg: CfgNode, model: nn.Module) -> dict[nn.Parameter, float]:
-    """The weight decay of norms and of embeddings, where it is another than that of the rest."""
-    if cfg.SOLVER.WEIGHT_DECAY_EMBED is None:
-        return {}
-    kinds = {NORMS: cfg.SOLVER.WEIGHT_DECAY_NORM, EMBEDDINGS: cfg.SOLVER.WEIGHT_DECAY_EMBED}
-    return {
-        parameter: decay
-        for module in model.modules()
-        for kind, decay in kinds.items()
-        if isinstance(module, kind)
-        for parameter in module.parameters(recurse=False)
-    }
 
 
 def _clip_in_step(optimizer: torch.optim.Optimizer, norm: float) -> None:
