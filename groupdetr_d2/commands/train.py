@@ -16,6 +16,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config-file", default="", metavar="FILE", help="the model's yaml")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print configuration, data, schedule, learning rates and memory, and train nothing",
+    )
     parser.add_argument("--num-gpus", type=int, default=1, help="processes of this machine")
     parser.add_argument("--num-machines", type=int, default=1, help="machines in all")
     parser.add_argument("--machine-rank", type=int, default=0, help="the number of this machine")
@@ -43,6 +48,10 @@ def default_port() -> int:
 
 def run(args: Namespace) -> int:
     """Launches the processes that --num-gpus and --num-machines ask for."""
+    if args.dry_run:
+        from ..analysis.dry_run import dry_run
+
+        return dry_run(args)
     announce(args)
     from ..engine.launch import launch
     from ..engine.main import main

@@ -100,7 +100,8 @@ def power_of(name: str, powers: dict[str, float]) -> float:
 
 def decays_of(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     """The weight decay of parameters, by name, where it is another than that of the rest."""
-    solver, decays = cfg.SOLVER, {}
+    solver = cfg.SOLVER
+    decays: dict[str, float] = {}
     for name, kinds in kinds_of(model):
         if solver.WEIGHT_DECAY_EMBED is not None:
             decays |= {name: solver.WEIGHT_DECAY_NORM} if "norm" in kinds else {}

@@ -65,11 +65,14 @@ def set_epochs(cfg: CfgNode, num_images: int) -> None:
     )
 
 
-def describe_schedule(cfg: CfgNode, start_iter: int, epoch_iters: float | None) -> str:
+def describe_schedule(
+    cfg: CfgNode, start_iter: int, epoch_iters: float | None, processes: int = 0
+) -> str:
     """Describes length, batch, rates and periods of a training in a sentence.
 
     Args:
         epoch_iters: iterations of one epoch; None if that is not known.
+        processes: number of processes; those that there are if not given.
     """
     solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
     epochs = f" ({solver.MAX_ITER / epoch_iters:.4g} epochs)" if epoch_iters else ""
@@ -77,7 +80,7 @@ def describe_schedule(cfg: CfgNode, start_iter: int, epoch_iters: float | None) 
     is_stepped = solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR"
     drops = [str(step) for step in solver.STEPS if step < solver.MAX_ITER and is_stepped]
     evaluation = f"every {period} iterations and at the end" if period else "at the end"
-    processes = comm.get_world_size()
+    processes = processes or comm.get_world_size()
     return (
         f"training {begin} {solver.MAX_ITER} iterations{epochs} of {solver.IMS_PER_BATCH} inputs "
         f"on {cfg.MODEL.DEVICE} in {processes} process{'es' * (processes > 1)}; "

@@ -28,16 +28,9 @@ def setup_config(args: Namespace) -> CfgNode:
     """Builds the frozen configuration of a run: data sets registered, device and seed settled.
 
     Args:
-        args: `config_file`, `opts`, and the paths of one's own data set if there are any.
+        args: see :func:`config_of_arguments`.
     """
-    cfg = build_config(args.config_file, args.opts)
-    for key in cfg.DATASETS.CUSTOM:  # --train-json and so on
-        if getattr(args, key.lower(), None):
-            cfg.DATASETS.CUSTOM[key] = getattr(args, key.lower())
-    for which in ("TRAIN", "VAL"):
-        if cfg.DATASETS.CUSTOM[f"{which}_IMAGES"] and not cfg.DATASETS.CUSTOM[f"{which}_JSON"]:
-            flag = which.lower()
-            raise ConfigError(f"--{flag}-images is given without --{flag}-json ANNOTATIONS")
+    cfg = config_of_arguments(args)
     args.config_file = find_config(args.config_file)  # which Detectron2 opens again
     is_eval = getattr(args, "eval_only", False)
     if comm.is_main_process():
@@ -56,6 +49,23 @@ def setup_config(args: Namespace) -> CfgNode:
             "DATASETS.TEST \"('name',)\""
         )
     cfg.freeze()
+    return cfg
+
+
+def config_of_arguments(args: Namespace) -> CfgNode:
+    """Builds the configuration that a command's arguments ask for.
+
+    Args:
+        args: `config_file`, `opts`, and the paths of one's own data set if there are any.
+    """
+    cfg = build_config(args.config_file, args.opts)
+    for key in cfg.DATASETS.CUSTOM:  # --train-json and so on
+        if getattr(args, key.lower(), None):
+            cfg.DATASETS.CUSTOM[key] = getattr(args, key.lower())
+    for which in ("TRAIN", "VAL"):
+        if cfg.DATASETS.CUSTOM[f"{which}_IMAGES"] and not cfg.DATASETS.CUSTOM[f"{which}_JSON"]:
+            flag = which.lower()
+            raise ConfigError(f"--{flag}-images is given without --{flag}-json ANNOTATIONS")
     return cfg
 
 
