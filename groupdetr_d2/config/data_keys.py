@@ -110,3 +110,6 @@ def _add_set_keys(cfg: CN) -> None:
     cfg.DATASETS.SHAPES.IMAGE_SIZE = 128
     # The most objects of a generated image.
     cfg.DATASETS.SHAPES.MAX_OBJECTS = 8
+    # The classes of generated images, some of circle, ring, square, diamond, triangle and cross;
+    # MODEL.DETR.NUM_CLASSES is their number. An empty list is all six.
+    cfg.DATASETS.SHAPES.CLASSES = []

@@ -20,6 +20,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from ..errors import UserError
 from .coco_rules import box_annotation
 from .segmentations import encode
 
@@ -32,20 +33,25 @@ VERSION = 2  # counts changes of what is written, so that an old cache is not ta
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """A generated set: `num_images` square images with up to `max_objects` objects each."""
+    """A generated set: `num_images` square images with up to `max_objects` objects each.
+
+    `classes` are those of CLASSES that are drawn, in the order of the annotations' categories.
+    """
 
     split: str
     num_images: int
     image_size: int = 128
     max_objects: int = 12
     seed: int = 0
+    classes: tuple[str, ...] = CLASSES
 
     @property
     def folder(self) -> str:
         """A folder name that tells specifications apart."""
+        of_classes = "" if self.classes == CLASSES else f"_{'-'.join(self.classes)}"
         return (
             f"{self.split}_{self.num_images}x{self.image_size}_objects{self.max_objects}"
-            f"_seed{self.seed}_v{VERSION}"
+            f"_seed{self.seed}{of_classes}_v{VERSION}"
         )
 
 
@@ -59,8 +65,16 @@ def register_shapes(cfg) -> None:
     """Registers `shapes_train` and `shapes_val` as DATASETS.SHAPES says, where they are used.
 
     They are generated when they are read, unless they are in the cache.
+
+    Raises:
+        UserError: DATASETS.SHAPES.CLASSES has a name that no shape has.
     """
     shapes = cfg.DATASETS.SHAPES
+    unknown = set(shapes.CLASSES) - set(CLASSES)
+    if unknown:
+        raise UserError(
+            f"DATASETS.SHAPES.CLASSES has {sorted(unknown)[0]!r}; it takes {', '.join(CLASSES)}"
+        )
     numbers = {"shapes_train": shapes.NUM_TRAIN, "shapes_val": shapes.NUM_VAL}
     for name in {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} & SPECS.keys():
         if not is_generated(name):
@@ -70,6 +84,7 @@ def register_shapes(cfg) -> None:
             num_images=numbers[name],
             image_size=shapes.IMAGE_SIZE,
             max_objects=shapes.MAX_OBJECTS,
+            classes=tuple(shapes.CLASSES) or CLASSES,
         )
         register_spec(name, spec)
 
@@ -103,7 +118,7 @@ def register_spec(name: str, spec: ShapesSpec) -> None:
         json_file=json_file,
         image_root=image_root,
         evaluator_type="coco",
-        thing_classes=list(CLASSES),
+        thing_classes=list(spec.classes),
         is_generated=True,
         prepare=partial(generate_shapes, spec, root),
     )
@@ -135,7 +150,7 @@ def generate_shapes(spec: ShapesSpec, root: Path) -> Path:
             number = len(annotations) + 1
             annotation = box_annotation(number, i, category + 1, (x, y, w, h))
             annotations.append({**annotation, "segmentation": mask})
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(spec.classes)]
     content = {
         "info": asdict(spec),
         "images": images,
@@ -165,8 +180,8 @@ def draw_image(
     objects: list[tuple[int, tuple[int, int, int, int]]] = []
     areas: list[int] = []
     for _ in range(int(rng.integers(max(1, spec.max_objects // 3), spec.max_objects + 1))):
-        category = int(rng.integers(len(CLASSES)))
-        mask = _random_mask(rng, category, size)
+        category = int(rng.integers(len(spec.classes)))
+        mask = _random_mask(rng, spec.classes[category], size)
         candidate = np.where(mask, len(objects), owner)
         visible = np.bincount(candidate[candidate >= 0], minlength=len(objects) + 1)
         all_areas = np.array([*areas, mask.sum()])
@@ -202,14 +217,14 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.where(stripes[..., None], first, second).astype(np.float32)
 
 
-def _random_mask(rng: np.random.Generator, category: int, size: int) -> np.ndarray:
-    """Draws the pixels of one object, (H, W) bool, wholly inside the image."""
+def _random_mask(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
+    """Draws the pixels of an object of a class, (H, W) bool, wholly inside the image."""
     radius = size * rng.uniform(0.08, 0.22)
     center = rng.uniform(radius + 1, size - radius - 1, 2)
     angle = rng.uniform(-0.2, 0.2)
     aspect = rng.uniform(0.7, 1.0)
     mask = np.zeros((size, size), np.uint8)
-    for outline, value in _outlines(CLASSES[category]):
+    for outline, value in _outlines(name):
         points = outline * [radius, radius * aspect]
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         cv2.fillPoly(mask, [np.round(points @ turn + center).astype(np.int32)], (value,))

@@ -21,9 +21,18 @@ from groupdetr_d2.data.loader import (
     build_train_loader,
 )
 from groupdetr_d2.data.segmentations import bitmap
-from groupdetr_d2.data.shapes import CLASSES, ShapesSpec, draw_image, generate_shapes
+from groupdetr_d2.data.shapes import (
+    CLASSES,
+    SPECS,
+    ShapesSpec,
+    draw_image,
+    generate_shapes,
+    register_shapes,
+    register_spec,
+)
 from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.engine.training_data import load_training_set
+from groupdetr_d2.errors import UserError
 from groupdetr_d2.tasks.boxes import BOXES
 from tests.conftest import small_config
 
@@ -277,3 +286,31 @@ def test_shapes_are_the_same_for_a_seed_and_made_once(tmp_path):
     drawn = np.stack([bitmap(masks[i], (64, 64)) for i in range(len(objects))])
     assert np.array_equal(drawn, owner == np.arange(len(objects))[:, None, None])
     assert not list(tmp_path.glob("tmp*"))
+
+
+def test_generated_classes_can_be_chosen(tmp_path, monkeypatch):
+    """Only these are drawn, and they are the categories, in their order."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    opts = ["DATASETS.SHAPES.CLASSES", ["cross", "circle"], "DATASETS.SHAPES.NUM_TRAIN", 2]
+    cfg = small_config(
+        "configs/quick_start/conditional_detr_shapes.yaml",
+        1,
+        "DATASETS.TRAIN",
+        ("shapes_train",),
+        *opts,
+    )
+    register_shapes(cfg)
+    dicts = DatasetCatalog.get("shapes_train")
+    assert MetadataCatalog.get("shapes_train").thing_classes == ["cross", "circle"]
+    assert {x["category_id"] for d in dicts for x in d["annotations"]} == {0, 1}
+    register_spec("shapes_train", SPECS["shapes_train"])
+    spec = ShapesSpec("train", 2, max_objects=8, classes=("ring",))
+    assert spec.folder != ShapesSpec("train", 2, max_objects=8).folder
+    _, objects, owner = draw_image(np.random.default_rng([3, 0]), spec)
+    assert {category for category, _ in objects} == {0}
+    x, y, w, h = objects[0][1]
+    assert owner[y + h // 2, x + w // 2] != 0  # a ring has a hole
+    cfg.defrost()
+    cfg.DATASETS.SHAPES.CLASSES = ["star"]
+    with pytest.raises(UserError, match="'star'; it takes circle, ring"):
+        register_shapes(cfg)
