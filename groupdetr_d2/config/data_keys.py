@@ -101,6 +101,8 @@ def _add_set_keys(cfg: CN) -> None:
     cfg.DATASETS.CUBES.OBJECTS = 16
     # The largest distance of an object of a generated scene from the vehicle, in metres.
     cfg.DATASETS.CUBES.FAR = 25.0
+    # The smallest distance between the end of an object and the vehicle, in metres.
+    cfg.DATASETS.CUBES.NEAR = 4.0
 
     # The training images of the generated set (groupdetr_d2/data/shapes.py).
     cfg.DATASETS.SHAPES.NUM_TRAIN = 4000
