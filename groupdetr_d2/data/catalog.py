@@ -66,15 +66,17 @@ def _checked_images(name: str, *, is_evaluated: bool, with_masks: bool) -> CocoI
     source = json_file_of(name) or f"data set {name}"
     columns = columns_of_set(name, with_masks=with_masks)
     tolerated = _tolerated(name, is_evaluated=is_evaluated)
-    for finding in find_in_columns(columns):
+    metadata = MetadataCatalog.get(name)
+    is_examined = metadata.get("is_examined", False)  # by what has made its file
+    for finding in () if is_examined else find_in_columns(columns):
         if finding.is_error and finding.kind not in tolerated:
             raise DatasetError(f"{source}: {finding.message()}")
-        if not MetadataCatalog.get(name).get("is_generated", False):
+        if not metadata.get("is_generated", False):
             _warn(source, finding)
     bad = is_bad(columns)
     images = CocoImages(columns.without(bad) if bad.any() else columns, image_root_of(name))
     if comm.is_main_process():  # one process asks the file system for every image
-        check_files(name, images)
+        check_files(name, images, may_lack=is_examined)
     return images
 
 
@@ -217,6 +219,12 @@ def check_json_file(name: str, json_file: str) -> None:
     Raises:
         DatasetError: naming the set and the file.
     """
+    remedy = MetadataCatalog.get(name).get("remedy")
+    if not os.path.isfile(json_file) and remedy:
+        raise DatasetError(
+            f"data set {name}: {json_file} does not exist. {remedy}; $DETECTRON2_DATASETS is "
+            f"{os.getenv('DETECTRON2_DATASETS', 'datasets')}"
+        )
     if not os.path.isfile(json_file):
         raise DatasetError(
             f"data set {name}: {json_file} does not exist. Set $DETECTRON2_DATASETS (now "

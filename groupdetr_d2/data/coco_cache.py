@@ -39,6 +39,12 @@ def cache_folder() -> Path:
     return Path(user, "groupdetr_d2", "annotations")
 
 
+def cache_path(json_file: str, *, with_masks: bool = False) -> Path:
+    """The file of an annotation file's columns; those with masks are kept beside those without."""
+    name = hashlib.sha256(os.path.abspath(json_file).encode()).hexdigest()[:24]
+    return cache_folder() / f"{name}{'_masks' if with_masks else ''}.safetensors"
+
+
 def cached_columns(
     json_file: str, read: Callable[[], CocoColumns], *, with_masks: bool = False
 ) -> CocoColumns:
@@ -46,10 +52,9 @@ def cached_columns(
 
     Args:
         read: reads the file; its columns are then kept.
-        with_masks: whether the columns have masks; they are kept beside those without.
+        with_masks: whether the columns have masks.
     """
-    name = hashlib.sha256(os.path.abspath(json_file).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{name}{'_masks' if with_masks else ''}.safetensors"
+    path = cache_path(json_file, with_masks=with_masks)
     state = state_of(json_file)
     columns = load(path, state)
     if columns is not None:
@@ -105,6 +110,8 @@ def load(path: Path, state: dict[str, str]) -> CocoColumns | None:
             raise ValueError("its checksum is another one")
         fields: dict[str, Any] = {name: arrays[name] for name in ARRAYS}
         fields |= {name: unpack(arrays[name]) for name in LISTS}
+        if arrays["annotation_ids"].dtype != np.uint8:
+            fields["annotation_ids"] = arrays["annotation_ids"]  # shared, as all of the file is
         masks = {x.removeprefix(MASKS): v for x, v in arrays.items() if x.startswith(MASKS)}
         fields["segmentations"] = Segmentations(**masks) if masks else None
         columns = CocoColumns(**fields)
@@ -126,11 +133,13 @@ def checksum(arrays: dict[str, np.ndarray]) -> str:
 
 def pack(values: Sequence[Id]) -> np.ndarray:
     """Makes an array of numbers, or the bytes of a JSON list of texts."""
+    if isinstance(values, np.ndarray):
+        return values.astype(np.int64)
     if values and all(isinstance(x, int) for x in values):
         return np.array(values, dtype=np.int64)
     return np.frombuffer(json.dumps(list(values)).encode(), dtype=np.uint8)
 
 
 def unpack(array: np.ndarray) -> Sequence:
-    """Undoes :func:`pack`; numbers stay an array."""
+    """Undoes what :func:`pack` has done."""
     return json.loads(array.tobytes()) if array.dtype == np.uint8 else array.tolist()

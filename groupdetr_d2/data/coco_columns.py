@@ -33,7 +33,9 @@ class CocoColumns:
     sizes: np.ndarray  # (N, 2) int64, width and height
     category_ids: Sequence[Id]
     class_names: Sequence[str]
-    annotation_ids: Sequence[Id]
+    annotation_ids: (
+        Sequence[Id] | np.ndarray
+    )  # an array where they are mapped: there may be millions
     image_of: np.ndarray  # (M,) int64, rising
     class_of: np.ndarray  # (M,) int64
     boxes: np.ndarray  # (M, 4) float64: x, y, width, height
@@ -68,7 +70,11 @@ class CocoColumns:
     def without(self, is_left_out: np.ndarray) -> "CocoColumns":
         """Returns the columns without some annotations, (M,) bool."""
         kept = ~is_left_out
-        ids = [x for x, is_kept in zip(self.annotation_ids, kept, strict=True) if is_kept]
+        ids: Sequence[Id] | np.ndarray
+        if isinstance(self.annotation_ids, np.ndarray):
+            ids = self.annotation_ids[kept]
+        else:
+            ids = [x for x, is_kept in zip(self.annotation_ids, kept, strict=True) if is_kept]
         names = ("image_of", "class_of", "boxes", "areas", "crowd")
         masks = self.segmentations and self.segmentations.select(kept)
         own = {x: getattr(self, x)[kept] for x in names}
@@ -77,8 +83,10 @@ class CocoColumns:
     def place(self, annotation: int) -> str:
         """Names an annotation and its box for a message."""
         name = plain(self.file_names[self.image_of[annotation]])
+        identity = self.annotation_ids[annotation]
+        identity = identity.item() if isinstance(identity, np.integer) else identity
         box = [round(float(x), 3) for x in self.boxes[annotation]]
-        return f"{name}, annotation {shown(self.annotation_ids[annotation])} {box}"
+        return f"{name}, annotation {shown(identity)} {box}"
 
 
 def columns_of(table: Table, masks: Sequence[bytes] | None = None) -> CocoColumns:
@@ -221,9 +229,14 @@ class JoinedImages(Sequence):
 
 def is_bad_box(columns: CocoColumns) -> np.ndarray:
     """Whether boxes have no area, lie outside their image or beyond float32's pixels, (M,) bool."""
-    x, y, width, height = columns.boxes.T
-    image_width, image_height = columns.sizes[columns.image_of].T
-    is_far = ~(np.abs(columns.boxes).max(1, initial=0) <= LARGEST)
+    return are_bad(columns.boxes, columns.sizes[columns.image_of])
+
+
+def are_bad(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Whether boxes (M, 4) are bad, see :func:`is_bad_box`; `sizes` (M, 2) are their images'."""
+    x, y, width, height = boxes.T
+    image_width, image_height = sizes.T
+    is_far = ~(np.abs(boxes).max(1, initial=0) <= LARGEST)
     is_empty = ~((width >= SMALLEST) & (height >= SMALLEST))
     is_outside = (x + width <= 0) | (y + height <= 0) | (x >= image_width) | (y >= image_height)
     return is_far | is_empty | is_outside

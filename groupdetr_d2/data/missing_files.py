@@ -1,5 +1,6 @@
 """Image files that are not there, and the files that were probably meant."""
 
+import logging
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -10,15 +11,30 @@ from .checks import DatasetError
 from .coco_columns import CocoImages
 from .coco_rules import plain
 
+logger = logging.getLogger(__name__)
 
-def check_files(name: str, images: CocoImages) -> None:
+
+def check_files(name: str, images: CocoImages, *, may_lack: bool = False) -> None:
     """Checks that the image files of a data set are there.
+
+    Args:
+        may_lack: whether some may be missing, which is a warning; folders are listed then, which
+            is faster with millions of files.
 
     Raises:
         DatasetError: naming the first that is missing, and the file that was probably meant.
     """
-    missing = missing_files(images)
-    if missing:
+    missing = absent_files(images) if may_lack else missing_files(images)
+    if may_lack and 0 < len(missing) < len(images):
+        logger.warning(
+            "data set %s: %d of %d image files are missing, %s for one; DATALOADER.ON_ERROR skip "
+            "goes on without them, as far as DATALOADER.MAX_SKIPPED allows",
+            name,
+            len(missing),
+            len(images),
+            plain(missing[0]),
+        )
+    elif missing:
         raise DatasetError(
             f"data set {name}: {len(missing)} of {len(images)} image files are missing, the first "
             f"is {plain(missing[0])}{probably_meant(images.image_root, missing[0])}. Check the "
@@ -32,6 +48,29 @@ def missing_files(images: CocoImages) -> list[str]:
     names = (images.columns.file_names[i] for i in images.chosen)
     paths = (os.path.join(images.image_root, name) for name in names)
     return [path for path in paths if not os.path.isfile(path)]
+
+
+def absent_files(images: CocoImages) -> list[str]:
+    """The paths of image files that are not there, by lists of their folders."""
+    folders = Folders()
+    names = (images.columns.file_names[i] for i in images.chosen)
+    paths = (os.path.join(images.image_root, name) for name in names)
+    return [path for path in paths if not folders.has(path)]
+
+
+class Folders:
+    """The names in folders, each of which is listed once."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, set[str]] = {}
+
+    def has(self, path: str) -> bool:
+        """Whether the folder of a path has its name."""
+        folder, name = os.path.split(path)
+        if folder not in self._names:
+            is_there = os.path.isdir(folder)
+            self._names[folder] = set(os.listdir(folder)) if is_there else set()
+        return name in self._names[folder]
 
 
 def probably_meant(image_root: str, path: str) -> str:

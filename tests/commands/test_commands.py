@@ -163,7 +163,7 @@ def test_a_shell_completes_commands_and_options(tmp_path, capsys):
     lines = [f"source {script}", "COMP_WORDS=(groupdetr-d2 pre)", "COMP_CWORD=1"]
     lines += ["$(complete -p groupdetr-d2 | sed 's/.*-F //; s/ .*//')", 'echo "${COMPREPLY[@]}"']
     done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True)
-    assert done.stdout.split() == ["predict", "prepare-nuscenes"], done
+    assert done.stdout.split() == ["predict", "prepare-nuscenes", "prepare-objects365"], done
 
 
 def test_the_sources_of_convert_are_those_that_have_a_converter():
