@@ -13,6 +13,7 @@ from ..groups import QueryGroups, resize_query_bank
 from ..layers.per_group import PerGroup
 from ..modeling.queries import QueryBank
 from ..modeling.two_stage import TwoStageQueries
+from .objects365_to_coco import coco_rows
 
 logger = logging.getLogger(__name__)
 NOISE = 0.02  # relative to the bank's spread; copies of a query would otherwise train alike
@@ -30,12 +31,15 @@ def fit_state_dict(
     model: nn.Module,
     old_classes: Sequence[str] | None = None,
     new_classes: Sequence[str] | None = None,
+    rows: Sequence[int | None] | None = None,
 ) -> list[str]:
     """Resizes banks and tensors stacked by group, and sorts the rows of classes, in place.
 
     Args:
         old_classes: names of the checkpoint's classes, if they are known.
         new_classes: those of the model.
+        rows: the checkpoint's row of each of the model's classes, None for a new one; those of
+            :func:`rows_of_classes` if not given.
 
     Returns:
         the names of the tensors that are no longer those of the checkpoint.
@@ -46,9 +50,21 @@ def fit_state_dict(
             changed += _fit_bank(state_dict, name, module)
         elif isinstance(module, PerGroup):
             changed += _fit_parts(state_dict, name, module)
-    if are_known(old_classes) and are_known(new_classes) and list(old_classes) != list(new_classes):
-        changed += _fit_classes(state_dict, model, list(old_classes), list(new_classes))
+    if are_known(old_classes) and are_known(new_classes):
+        if rows is not None or list(old_classes) != list(new_classes):
+            changed += _fit_classes(state_dict, model, old_classes, new_classes, rows)
     return changed
+
+
+def rows_of_classes(old_classes: Sequence[str], new_classes: Sequence[str]) -> list[int | None]:
+    """Finds the checkpoint's row of each class of a model; None for a class that it lacks.
+
+    Rows are found by name. COCO's classes take those of Objects365 by `objects365_to_coco`'s
+    table.
+    """
+    names = [name.strip().lower() for name in old_classes]
+    index = {name: i for i, name in reversed(list(enumerate(names)))} | coco_rows(old_classes)
+    return [index.get(name.strip().lower()) for name in new_classes]
 
 
 def unmatched_classes(
@@ -57,8 +73,8 @@ def unmatched_classes(
     """The classes of a model whose rows are in no checkpoint with those other classes."""
     if not are_known(old_classes) or not are_known(new_classes):
         return []
-    known = {name.strip().lower() for name in old_classes}
-    return [name for name in new_classes if name.strip().lower() not in known]
+    rows = rows_of_classes(old_classes, new_classes)
+    return [name for name, row in zip(new_classes, rows, strict=True) if row is None]
 
 
 def are_known(classes: Sequence[str] | None) -> TypeGuard[Sequence[str]]:
@@ -69,36 +85,56 @@ def are_known(classes: Sequence[str] | None) -> TypeGuard[Sequence[str]]:
 
 
 def _fit_classes(
-    state_dict: dict[str, Tensor], model: nn.Module, old: list[str], new: list[str]
+    state_dict: dict[str, Tensor],
+    model: nn.Module,
+    old: Sequence[str],
+    new: Sequence[str],
+    rows: Sequence[int | None] | None,
 ) -> list[str]:
-    """Puts the rows of classes that both sides know by name in the model's order.
+    """Puts the rows of classes in the model's order; new ones keep its own initial values.
 
-    The others keep the model's own initial values.
+    Args:
+        rows: see :func:`fit_state_dict`.
     """
-    index = {name.strip().lower(): i for i, name in reversed(list(enumerate(old)))}
-    rows = [index.get(name.strip().lower()) for name in new]
+    how = "the table of Objects365 and COCO" if coco_rows(old) else "name"
+    how = how if rows is None else "the given table"
+    rows = rows_of_classes(old, new) if rows is None else rows
     pairs = [(i, row) for i, row in enumerate(rows) if row is not None]
-    without = [name for name, row in zip(new, rows, strict=True) if row is None]
     changed, own = [], model.state_dict()
     for name, value in list(state_dict.items()):
         axis = next((axis for pattern, axis in CLASS_ROWS if pattern.search(name)), None)
-        if axis is None or name not in own or _is_objectness(model, name):
+        if axis is None or name not in own or not _has_rows(value, own[name], axis, len(old)):
             continue
-        has_more = (value.shape[axis], own[name].shape[axis]) == (len(old) + 1, len(new) + 1)
-        taken = [*pairs, (len(new), len(old))] if has_more else pairs
-        state_dict[name] = _rows_by_name(own[name].cpu(), torch.as_tensor(value), axis, taken)
+        taken = pairs
+        if (value.shape[axis], own[name].shape[axis]) == (len(old) + 1, len(new) + 1):
+            taken = [*pairs, (len(new), len(old))]
+        elif _is_objectness(model, name):
+            if len(old) == len(new):
+                continue
+            taken = [(0, 0)]  # the others are never read
+        state_dict[name] = _with_rows(own[name].cpu(), torch.as_tensor(value), axis, taken)
         changed.append(name)
+    without = [name for name, row in zip(new, rows, strict=True) if row is None]
     logger.warning(
-        "classes: the checkpoint has %d, the model %d; rows of %d are matched by name%s",
+        "classes: the checkpoint has %d, the model %d; rows of %d are matched by %s%s",
         len(old),
         len(new),
         len(pairs),
+        how,
         f", new are {', '.join(without[:20])}" if without else "",
     )
     return changed
 
 
-def _rows_by_name(own: Tensor, value: Tensor, axis: int, pairs: list[tuple[int, int]]) -> Tensor:
+def _has_rows(value: Tensor, own: Tensor, axis: int, number: int) -> bool:
+    """Whether a tensor differs from the model's in the number of rows alone, and has as many."""
+    if not axis < value.ndim == own.ndim or value.shape[axis] < number:
+        return False
+    pairs = enumerate(zip(value.shape, own.shape, strict=True))
+    return all(place == axis or theirs == ours for place, (theirs, ours) in pairs)
+
+
+def _with_rows(own: Tensor, value: Tensor, axis: int, pairs: list[tuple[int, int]]) -> Tensor:
     """Copies `own`, with the rows that `pairs` (new, old) takes from `value`."""
     result = own.clone()
     if pairs:
