@@ -27,6 +27,7 @@ from .loading_report import report_loading, states_of
 from .official import resnet_key
 from .silent_keys import warn_of_silent_keys
 from .structure import check_filled, check_structure
+from .vit_files import name_vit
 
 logger = logging.getLogger(__name__)
 
@@ -199,22 +200,37 @@ class GroupCheckpointer(DetectionCheckpointer):
             changed = fit_state_dict(checkpoint["model"], self.model, *classes)
         incompatible = super()._load_model(checkpoint)
         self.states = states_of(self.model, incompatible, changed)
-        report_loading(self.states, list(incompatible.unexpected_keys))
+        left_out = checkpoint.get("left_out", ())
+        report_loading(self.states, list(incompatible.unexpected_keys), left_out, self.model)
         return incompatible
 
 
 def read_content(filename: str, *, trust: bool = False) -> dict:
-    """Reads a checkpoint of this package, of Detectron2, pycls, torchvision or Swin.
+    """Reads a checkpoint of this package, of Detectron2, pycls, torchvision, Swin or a plain ViT.
 
     Args:
         trust: whether the file may run code.
 
     Returns:
-        a dictionary with "model", a state dict, and what else the file holds.
+        a dictionary with "model", a state dict, and what else the file holds. With a plain ViT's
+        "left_out" has the names of tensors that are no part of a backbone.
 
     Raises:
         UnreadableCheckpointError: naming the file and the remedy.
+        CheckpointError: it has a ViT of another architecture.
     """
+    content = _read_content(filename, trust)
+    content.pop("left_out", None)
+    vit = name_vit(content["model"], filename)
+    if vit is not None:
+        content["model"], content["left_out"] = vit
+        content.pop("matching_heuristics", None)  # of names, which are known now
+    elif "patch_embed.proj.weight" in content["model"]:
+        content["model"] = _swin_backbone(content["model"])
+    return content
+
+
+def _read_content(filename: str, trust: bool) -> dict:
     loaded = read_file(filename, trust=trust)
     if not isinstance(loaded, dict):
         return check_structure(loaded, filename)
@@ -228,8 +244,6 @@ def read_content(filename: str, *, trust: bool = False) -> dict:
     check_structure(loaded, filename)
     if "layer1.0.conv1.weight" in loaded["model"]:
         loaded["model"] = _torchvision_backbone(loaded["model"])
-    if "patch_embed.proj.weight" in loaded["model"]:
-        loaded["model"] = _swin_backbone(loaded["model"])
     return loaded
 
 

@@ -28,9 +28,12 @@ from . import (
     sam_detr,
 )
 from .files import CheckpointError, check_sums, write_safely
+from .fitting import fit_state_dict
+from .loading_report import kinds_of
 from .run_info import RunInfo
 from .safe_pickle import load_pickle
 from .structure import check_structure
+from .vit_files import name_vit
 
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 # per source: the converter and the configuration whose model must be filled
@@ -39,6 +42,7 @@ PETR = "PETR/petr_V2_99_800x320_24ep.yaml"
 # sources whose files have this part of a model alone
 PARTS = {"vovnet": "backbone."}
 MASK2FORMER = "Mask2Former/mask2former_R_50_50ep.yaml"
+VIT_SIZES = {1024: "L", 1280: "H"}  # of MODEL.VIT.EMBED_DIM, in the names of yamls
 SOURCES: dict[str, tuple[Any, str]] = {
     "conditional-detr": (
         conditional_detr.CONVERTER,
@@ -102,6 +106,39 @@ def convert_file(args: argparse.Namespace) -> None:
         f"{args.output}: {len(converted)} tensors, {queries}{len(unmapped)} official keys without "
         "a home\n"
     )
+
+
+def convert_vit(args: argparse.Namespace) -> None:
+    """Converts the file of a plain ViT to the shapes of a yaml's, and says what it does not have.
+
+    The yaml is that of its number of channels, unless `args` names another. What a file lacks, such
+    as the pyramid, is left out: it starts as in a new model.
+    """
+    found = name_vit(read_official(args.input)[0], args.input)
+    if found is None:
+        raise CheckpointError(f"{args.input} has no plain ViT")
+    tensors, left_out = found
+    size = VIT_SIZES.get(len(tensors["backbone.net.blocks.0.norm1.weight"]), "B")
+    default = str(config_folder() / f"DINO/dino_4scale_ViT_{size}_objects365_24ep.yaml")
+    cfg = build_config(args.config_file or default, args.opts)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):  # shapes alone
+        model = build_model(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    resized = fit_state_dict(tensors, model)
+    own = {key: tuple(x.shape) for key, x in model.state_dict().items() if key[:9] == "backbone."}
+    kept = {key: x for key, x in tensors.items() if own.get(key) == tuple(x.shape)}
+    write_safely(args.output, {"model": kept, "run": RunInfo(cfg).state_dict()})
+    lists = {
+        "resampled": resized,
+        "not in the file, which start as in a new model": [x for x in own if x not in kept],
+        "of the file, without a place in the model": [x for x in tensors if x not in kept],
+        "of the file, which are no part of a backbone": left_out,
+    }
+    for what, names in lists.items():
+        if names:
+            sys.stdout.write(f"{what}: {kinds_of(names)}\n")
+    sys.stdout.write(f"{args.output}: {len(kept)} of the {len(own)} tensors of a backbone\n")
 
 
 def convert_tensors(

@@ -1,4 +1,4 @@
-"""Makes a state dict fit a model of other groups, queries or classes."""
+"""Makes a state dict fit a model of other groups, queries, classes or positions."""
 
 import logging
 import re
@@ -13,7 +13,9 @@ from ..groups import QueryGroups, resize_query_bank
 from ..layers.per_group import PerGroup
 from ..modeling.queries import QueryBank
 from ..modeling.two_stage import TwoStageQueries
+from ..modeling.vit import ViT
 from .objects365_to_coco import coco_rows
+from .vit_files import fit_vit
 
 logger = logging.getLogger(__name__)
 NOISE = 0.02  # relative to the bank's spread; copies of a query would otherwise train alike
@@ -33,7 +35,9 @@ def fit_state_dict(
     new_classes: Sequence[str] | None = None,
     rows: Sequence[int | None] | None = None,
 ) -> list[str]:
-    """Resizes banks and tensors stacked by group, and sorts the rows of classes, in place.
+    """Resizes banks, tensors stacked by group and those of a ViT, and sorts rows of classes.
+
+    The state dict is changed in place.
 
     Args:
         old_classes: names of the checkpoint's classes, if they are known.
@@ -50,6 +54,8 @@ def fit_state_dict(
             changed += _fit_bank(state_dict, name, module)
         elif isinstance(module, PerGroup):
             changed += _fit_parts(state_dict, name, module)
+        elif isinstance(module, ViT):
+            changed += fit_vit(state_dict, f"{name}.", module)
     if are_known(old_classes) and are_known(new_classes):
         if rows is not None or list(old_classes) != list(new_classes):
             changed += _fit_classes(state_dict, model, old_classes, new_classes, rows)

@@ -37,12 +37,16 @@ from .run_info import RunInfo
 logger = logging.getLogger(__name__)
 VERSION = 1  # counts changes of what is made of a model
 LEFT_OUT = re.compile(r"num_batches_tracked$|^criterion\.")  # no part of a model in evaluation
+# types whose files are plain ViTs, which are read as they are
+VIT_TYPES = ("vit_mae", "vitdet", "vit")
 LAYER_HEADS = re.compile(r"^(head\.predictor\.(?:class_heads|layer_box_heads))\.\d+\.")
 FIRST_STAGE = "head.queries.heads.class_head."  # whose row 0 alone is read: is there an object?
 
 
 def local_file(weights: str | Path) -> str | Path:
     """Returns the file of weights: an address of the hub is fetched and converted, once.
+
+    A plain ViT, which is no detector, is fetched alone: loading gives it its names.
 
     The checkpoint is kept in $GROUPDETR_CACHE or the user's cache folder; a later call asks the hub
     for the commit alone.
@@ -58,6 +62,8 @@ def local_file(weights: str | Path) -> str | Path:
     if COMMIT.fullmatch(model.commit) and zipfile.is_zipfile(path):
         logger.info("%s: the converted checkpoint is %s", model, path)
         return path
+    if (read_json(model, CONFIG) or {}).get("model_type") in VIT_TYPES:
+        return _backbone_file(model)
     own = path.with_name(f"{os.getpid()}.{path.name}")  # other processes may be at it, too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +76,21 @@ def local_file(weights: str | Path) -> str | Path:
         ) from error
     logger.info("%s, kept in %s", said, path)
     return path
+
+
+def _backbone_file(model: HubModel) -> Path:
+    """Returns the file of a backbone that is read as it is.
+
+    Raises:
+        CheckpointError: its weights are in several parts.
+    """
+    files = weight_files(model)
+    if len(files) > 1:
+        raise CheckpointError(
+            f"{model}: its weights are {len(files)} files, and a backbone is read from one: load "
+            "it with transformers and save_pretrained(FOLDER, max_shard_size='20GB')"
+        )
+    return files[0]
 
 
 def kept_file(model: HubModel) -> Path:

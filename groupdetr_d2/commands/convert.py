@@ -20,6 +20,7 @@ SOURCES = (
     "petr",
     "petrv2",
     "sam-detr",
+    "vit",
     "vovnet",
 )
 
@@ -42,8 +43,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Writes the checkpoint; an error if a parameter of the model stays empty."""
-    from ..checkpoint.converting import convert_file
+    from ..checkpoint.converting import convert_file, convert_vit
     from ..checkpoint.hub_weights import convert_described
 
-    convert_file(args) if args.source else convert_described(args)
+    if args.source == "vit":
+        convert_vit(args)
+    elif args.source:
+        convert_file(args)
+    else:
+        convert_described(args)
     return 0

@@ -15,6 +15,13 @@ def resize_table(table: Tensor, size: tuple[int, int]) -> Tensor:
     return resized.permute(0, 2, 3, 1)
 
 
+def resize_line(table: Tensor, rows: int) -> Tensor:
+    """Resizes a table of distances (S, C) to (rows, C), linearly."""
+    if len(table) == rows:
+        return table
+    return F.interpolate(table.T[None], rows, mode="linear", align_corners=False)[0].T
+
+
 def relative_positions(table: Tensor, length: int) -> Tensor:
     """Looks up the embedding of each pair of places on an axis.
 
@@ -25,9 +32,7 @@ def relative_positions(table: Tensor, length: int) -> Tensor:
     Returns:
         (length, length, C), for each query's place the embeddings of the keys' places.
     """
-    if len(table) != 2 * length - 1:
-        resized = F.interpolate(table.T[None], 2 * length - 1, mode="linear", align_corners=False)
-        table = resized[0].T
+    table = resize_line(table, 2 * length - 1)
     place = torch.arange(length, device=table.device)
     return table[place[:, None] - place[None, :] + length - 1]
 

@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 
 from groupdetr_d2 import Predictor
 from groupdetr_d2.checkpoint import CheckpointError, GroupCheckpointer, hub_weights
+from groupdetr_d2.checkpoint.checkpointer import read_content
 from groupdetr_d2.checkpoint.fitting import NOISE
 from groupdetr_d2.checkpoint.hub import FolderModel, HubModel, parse_address
 from groupdetr_d2.checkpoint.hub_config import classes_of, describe
@@ -465,3 +466,20 @@ def test_the_page_of_weights_names_what_there_is():
     opts = re.findall(r'((?:MODEL|INPUT|SOLVER)\.[A-Z0-9_.]*[A-Z0-9]) (?:True|False|\d|")', page)
     assert {"MODEL.DETR.BOX_REFINE", "MODEL.RESNETS.DEPTH"} <= set(opts)
     assert set(opts) <= set(all_keys(build_config()))
+
+
+def test_a_plain_vit_is_fetched_and_read_as_it_is(hub, tmp_path):
+    """Loading it is a matter of test_vit_files.py."""
+    config = theirs.transformers.ViTMAEConfig(
+        **{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        **{"image_size": 32, "intermediate_size": 64},
+    )
+    theirs.transformers.ViTMAEModel(config).save_pretrained(tmp_path / "mae")
+    hub.add("owner/mae", tmp_path / "mae")
+    file = local_file("hf://owner/mae")
+    assert file.name == "model.safetensors"
+    content = read_content(str(file))
+    assert content["model"]["backbone.net.pos_embed"].shape == (1, 4, 16)
+    assert sorted(content["left_out"]) == sorted(
+        [*("embeddings.cls_token", "layernorm.bias", "layernorm.weight")]
+    )
