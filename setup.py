@@ -11,10 +11,11 @@ SERVE = ["gradio>=5"]
 FAST = ["faster-coco-eval>=1.6"]  # evaluation in a tenth of the time; pycocotools otherwise
 NUSCENES = ["nuscenes-devkit>=1.2,<2", "tqdm"]  # which needs NumPy below 2
 HUB = ["huggingface_hub>=0.30"]  # weights from hf://owner/name
+TRANSFORMERS = ["transformers>=4.50"]  # backbones of its AutoBackbone
 LOGGERS = {"wandb": ["wandb>=0.17"], "mlflow": ["mlflow>=2.14"]}  # of the key LOGGERS
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"]
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.50", "playwright>=1.45"]
-TEST += [*EXPORT, *SERVE, *FAST, *NUSCENES, *HUB]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "playwright>=1.45"]
+TEST += [*EXPORT, *SERVE, *FAST, *NUSCENES, *HUB, *TRANSFORMERS]
 
 
 class BuildWithConfigs(build_py):
@@ -79,6 +80,7 @@ setup(
         "fast": FAST,
         "nuscenes": NUSCENES,
         "hub": HUB,
+        "transformers": TRANSFORMERS,
         **LOGGERS,
         "test": TEST,
         "docs": DOCS,

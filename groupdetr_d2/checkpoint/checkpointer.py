@@ -27,6 +27,7 @@ from .loading_report import report_loading, states_of
 from .official import resnet_key
 from .silent_keys import warn_of_silent_keys
 from .structure import check_filled, check_structure
+from .transformers_files import pretrained_backbone
 from .vit_files import name_vit
 
 logger = logging.getLogger(__name__)
@@ -60,10 +61,15 @@ class GroupCheckpointer(DetectionCheckpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """Loads a checkpoint as Detectron2 does, with an error that names a missing file.
 
-        Models of the Hugging Face hub, hf://owner/name, are converted first.
+        Models of the Hugging Face hub, hf://owner/name, are converted first. Those that are the
+        model's own backbone, and their folders, are read by transformers.
         """
         self.is_new_use = checkpointables == []
         self.wanted = self.load_only if self.is_new_use else ()
+        backbone = pretrained_backbone(path, self.model) if path else None
+        if backbone is not None:
+            self._load_model({"model": backbone[0], "left_out": backbone[1]})
+            return {}
         if is_address(path):
             with first_process_first():
                 path = str(local_file(path))

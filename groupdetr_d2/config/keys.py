@@ -16,7 +16,13 @@ from .data_keys import add_data_keys
 SECTIONS = (
     *("MODEL.EMA", "MODEL.DETR", "MODEL.DETR.DENOISING", "MODEL.DETR.SAM", "MODEL.SWIN"),
     *("MODEL.DETR.SPACE", "MODEL.VOVNET", "INPUT.VIEWS", "DATASETS.CUBES"),
-    *("MODEL.SMALL_RESNET", "MODEL.VIT", "DATASETS.CUSTOM", "DATASETS.SHAPES"),
+    *(
+        "MODEL.SMALL_RESNET",
+        "MODEL.VIT",
+        "MODEL.TRANSFORMERS",
+        "DATASETS.CUSTOM",
+        "DATASETS.SHAPES",
+    ),
 )
 # importing them registers what is in them
 REGISTERING = (
@@ -275,6 +281,13 @@ def _add_vit_keys(cfg: CN) -> None:
     cfg.MODEL.VIT.LAYER_SCALE = 0.0
     # The channels of each map of the feature pyramid.
     cfg.MODEL.VIT.PYRAMID_CHANNELS = 256
+
+    # The model of build_transformers_backbone: a folder with a config.json, or a model of the
+    # Hugging Face hub such as "facebook/dinov2-base". Its weights are a matter of MODEL.WEIGHTS.
+    cfg.MODEL.TRANSFORMERS.NAME = ""
+    # The configuration of that model as a text; a training reads it from NAME and writes it here,
+    # so that checkpoints need no NAME.
+    cfg.MODEL.TRANSFORMERS.CONFIG = ""
 
 
 def _add_solver_keys(cfg: CN) -> None:

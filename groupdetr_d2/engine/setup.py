@@ -17,6 +17,7 @@ from ..data.nuscenes.cubes import register_cubes_of
 from ..data.shapes import register_shapes
 from ..distributed import first_process_first
 from ..modeling.meta_arch import task_of
+from ..modeling.transformers_backbone import settle_transformers
 from .run_folder import check_is_new, prepare_folder, take_folder
 from .schedule import settle_schedule
 from .terminal import FILE_ALONE, LOGGERS, prepare_terminal
@@ -158,6 +159,7 @@ def settle_config(cfg: CfgNode) -> None:
         cfg.SEED = comm.shared_random_seed()
     with first_process_first():  # it parses large files, which the others then map
         register_custom_datasets(cfg)
+        settle_transformers(cfg)
     register_shapes(cfg)
     register_cubes_of(cfg)
     _check_batch(cfg)

@@ -226,13 +226,13 @@ class ViTPyramid(SimpleFeaturePyramid):
     """ViTDet's feature pyramid of a ViT, with the strides that belong to the size of a patch.
 
     Args:
-        net: the ViT.
+        net: the ViT, or another backbone of one map with a `patch_size`.
         levels: names of the maps from fine to coarse, a part of "p2" to "p6" without gaps. With
             patches of 16 pixels, p4 has stride 16, p3 8, and so on.
         out_channels: number of channels of each map.
     """
 
-    def __init__(self, net: ViT, levels: Sequence[str], out_channels: int):
+    def __init__(self, net: Backbone, levels: Sequence[str], out_channels: int):
         scales = [SCALE_OF_LEVEL[level] for level in levels if level != TOP_LEVEL]
         top = LastLevelMaxPool() if TOP_LEVEL in levels else None
         super().__init__(net, "last_feat", out_channels, scales, top)
@@ -251,7 +251,7 @@ def build_vit_pyramid_backbone(cfg, input_shape: ShapeSpec) -> ViTPyramid:
     """
     vit, levels = cfg.MODEL.VIT, list(cfg.MODEL.DETR.IN_FEATURES)
     check_in_features(cfg, [*SCALE_OF_LEVEL, TOP_LEVEL])
-    _check_levels(levels)
+    check_levels(levels)
     _check_blocks(vit)
     net = ViT(
         embed_dim=vit.EMBED_DIM,
@@ -270,13 +270,18 @@ def build_vit_pyramid_backbone(cfg, input_shape: ShapeSpec) -> ViTPyramid:
     return ViTPyramid(net, levels, vit.PYRAMID_CHANNELS)
 
 
-def _check_levels(levels: list[str]) -> None:
+def check_levels(levels: list[str]) -> None:
+    """Checks that a pyramid can make these levels.
+
+    Raises:
+        UserError: they have a gap, or are p6 alone.
+    """
     known = [*SCALE_OF_LEVEL, TOP_LEVEL]
     first = known.index(levels[0])
     if levels != known[first : first + len(levels)] or levels == [TOP_LEVEL]:
         raise UserError(
-            f"MODEL.DETR.IN_FEATURES is {levels}: build_vit_pyramid_backbone makes neighbouring "
-            f"levels of {known}, fine to coarse, and p6 of p5"
+            f"MODEL.DETR.IN_FEATURES is {levels}: a pyramid has neighbouring levels of "
+            f"{known}, fine to coarse, and p6 of p5"
         )
 
 
