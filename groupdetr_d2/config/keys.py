@@ -71,6 +71,7 @@ def _add_all(cfg: CN) -> None:
     _add_backbone_keys(cfg)
     _add_vit_keys(cfg)
     _add_solver_keys(cfg)
+    _add_rate_keys(cfg)
     _add_logger_keys(cfg)
     add_data_keys(cfg)
 
@@ -297,28 +298,6 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
     # Parts of names of further parameters that learn at the backbone's rate.
     cfg.SOLVER.SLOW_NAMES = []
-    # The factor between the learning rates of neighbouring blocks of a ViT, from the last one down
-    # (ViTDet). 1 is no decay.
-    cfg.SOLVER.LAYER_DECAY = 1.0
-    # The factor on the learning rate for each component between a parameter and the detections
-    # (the paper's decayed rates for the detector's components, by LW-DETR's rule). 1 is no decay.
-    cfg.SOLVER.COMPONENT_DECAY = 1.0
-    # The components, as beginnings of parameters' names, of which the first that fits counts.
-    # Queries, first stage and predictor fit none and keep their rate.
-    cfg.SOLVER.COMPONENTS = [
-        "backbone.net",
-        "backbone",
-        "head.neck",
-        "head.encoder",
-        "head.decoder",
-    ]
-    # The power of SOLVER.COMPONENT_DECAY of each of SOLVER.COMPONENTS.
-    cfg.SOLVER.COMPONENT_POWERS = [3, 2, 2, 2, 1]
-    # The kinds of parameters without weight decay: "norm", "bias", "position" (embeddings of
-    # places), "layer_scale", "embedding" (query banks and labels).
-    cfg.SOLVER.NO_DECAY = []
-    # The beginning of the names that SOLVER.NO_DECAY is about, such as "backbone.". Empty: all.
-    cfg.SOLVER.NO_DECAY_IN = ""
     # The parts of a batch that go through the model one after another, which takes less memory; the
     # gradient is that of the whole batch.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
@@ -354,6 +333,31 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.1
     # The type of mixed precision (SOLVER.AMP.ENABLED); boxes, costs and losses stay float32.
     cfg.SOLVER.AMP.DTYPE = "float16"
+
+
+def _add_rate_keys(cfg: CN) -> None:
+    # The factor between the learning rates of neighbouring blocks of a ViT, from the last one down
+    # (ViTDet). 1 is no decay.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # The factor on the learning rate for each component between a parameter and the detections
+    # (the paper's decayed rates for the detector's components, by LW-DETR's rule). 1 is no decay.
+    cfg.SOLVER.COMPONENT_DECAY = 1.0
+    # The components, as beginnings of parameters' names, of which the first that fits counts.
+    # Queries, first stage and predictor fit none and keep their rate.
+    cfg.SOLVER.COMPONENTS = [
+        "backbone.net",
+        "backbone",
+        "head.neck",
+        "head.encoder",
+        "head.decoder",
+    ]
+    # The power of SOLVER.COMPONENT_DECAY of each of SOLVER.COMPONENTS.
+    cfg.SOLVER.COMPONENT_POWERS = [3, 2, 2, 2, 1]
+    # The kinds of parameters without weight decay: "norm", "bias", "position" (embeddings of
+    # places), "layer_scale", "embedding" (query banks and labels).
+    cfg.SOLVER.NO_DECAY = []
+    # The beginning of the names that SOLVER.NO_DECAY is about, such as "backbone.". Empty: all.
+    cfg.SOLVER.NO_DECAY_IN = ""
 
 
 def _add_logger_keys(cfg: CN) -> None:

@@ -31,7 +31,7 @@ NAMED_KINDS = {
 
 @dataclass(frozen=True)
 class Rate:
-    """How a parameter learns.
+    """The learning rate and the weight decay of a parameter.
 
     Attributes:
         is_slow: whether it belongs to the backbone or to SOLVER.SLOW_NAMES.

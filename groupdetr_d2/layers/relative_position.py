@@ -60,12 +60,14 @@ def attend_on_grid(
     columns = relative_positions(table_w, width).to(q.dtype)
     row_logits = torch.einsum("bnhwd,hkd->bnhwk", grid, rows).flatten(2, 3)
     column_logits = torch.einsum("bnhwd,wkd->bnhwk", grid, columns).flatten(2, 3)
-    unused = -(q.shape[-1] + height + width) % 8  # kernels on a GPU take multiples of 8
-    query = torch.cat([q * q.shape[-1] ** -0.5, row_logits, column_logits], -1)
+    channels = q.shape[-1]
+    unused = -(channels + height + width) % 8  # kernels on a GPU take multiples of 8
+    query = torch.cat([q * channels**-0.5, row_logits, column_logits], -1)
     ones = _ones_of_cells(size, k).expand(*k.shape[:2], -1, -1)
     key = torch.cat([k, ones], -1)
     query, key = F.pad(query, (0, unused)), F.pad(key, (0, unused))
-    return F.scaled_dot_product_attention(query, key, v, scale=1.0)
+    value = F.pad(v, (0, query.shape[-1] - channels))  # kernels take values as wide as keys alone
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :channels]
 
 
 def _ones_of_cells(size: tuple[int, int], like: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def test_train_takes_what_detectron2_takes():
     for name, action in theirs.items():
         assert ours[name].option_strings == action.option_strings
         assert (ours[name].default or None) == (action.default or None) or name == "opts"
-    assert set(ours) - set(theirs) == {*train.DATA_FLAGS, "trust_checkpoint"}
+    assert set(ours) - set(theirs) == {*train.DATA_FLAGS, "trust_checkpoint", "dry_run"}
 
 
 def parse(*words):
