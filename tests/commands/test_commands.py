@@ -167,7 +167,7 @@ def test_a_shell_completes_commands_and_options(tmp_path, capsys):
 
 
 def test_the_sources_of_convert_are_those_that_have_a_converter():
-    assert set(convert.SOURCES) == set(converting.SOURCES)
+    assert set(convert.SOURCES) == {*converting.SOURCES, "vit"}
 
 
 def test_a_command_prints_no_warnings_of_libraries(tmp_path):
