@@ -51,6 +51,8 @@ class Memory:
     pos: Tensor  # (B, S, C)
     padding_mask: Tensor | None = None  # (B, S), True on padding; None if there is no padding
     spatial_shapes: tuple[tuple[int, int], ...] = ()  # (height, width) per level
+    # memories of the same images in other sizes, which decoders attend to as well
+    other_sizes: tuple["Memory", ...] = field(default=(), kw_only=True)
 
     def level(self, index: int) -> "Memory":
         """Returns one level of a memory of several."""
@@ -106,6 +108,7 @@ class Queries:
     pos: Tensor | None = None  # (B, Q, C) if learned rather than derived from `reference`
     attn_mask: Tensor | None = None  # (P+N, P+N) within a group, True where not to attend
     proposals: "Proposals | None" = None  # where they come from, in two-stage models
+    cells: Tensor | None = None  # (B, Q) the positions of the memory that proposed them, or None
 
 
 @dataclass

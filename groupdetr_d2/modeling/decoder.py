@@ -7,7 +7,7 @@ A DETR is three strategies handed to it:
 - a query position, ``(layer, queries, memory) -> QueryPosition``, called ahead of each layer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -95,6 +95,9 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Runs all layers.
 
+        Of a memory with other sizes, every layer reads all sizes one by one, from the same queries,
+        and its output is their mean.
+
         Args:
             move: the heads' ``(layer, content, reference) -> reference``, used for refinement.
 
@@ -105,13 +108,19 @@ class Decoder(nn.Module):
         hidden_states, references, start = [], [], queries.reference
         for i, layer in enumerate(self.layers):
             references.append(start)
-            position = self.query_position(i, queries, memory)
-            args = (queries, position, memory, groups)
-            content = run_layer(layer, *args, recompute=self.recompute)
-            queries = replace(queries, content=content)
+            contents = []
+            for seen in (memory, *memory.other_sizes):
+                args = (queries, self.query_position(i, queries, seen), seen, groups)
+                contents.append(run_layer(layer, *args, recompute=self.recompute))
+            queries = replace(queries, content=mean_of(contents))
             hidden_states.append(self.norm(queries.content))
             if self.refine and i + 1 < len(self.layers):
                 moved = move(i, queries.content, queries.reference)
                 queries = replace(queries, reference=moved.detach())
                 start = moved if self.look_forward_twice else queries.reference
         return torch.stack(hidden_states), references
+
+
+def mean_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Returns the mean of tensors of one shape; a single one as it is."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).mean(0)

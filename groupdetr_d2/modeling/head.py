@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..groups import QueryGroups
 from ..registry import VARIANT_REGISTRY
-from ..structures import Memory, Predictions, Targets, Views
+from ..structures import Memory, Predictions, Queries, Targets, Views
 
 
 class DETRHead(nn.Module):
@@ -54,10 +54,21 @@ class DETRHead(nn.Module):
         return self.encoder(self.neck(features, context))
 
     def decode(
-        self, memory: Memory, groups: QueryGroups, targets: Targets | None = None
+        self,
+        memory: Memory,
+        groups: QueryGroups,
+        targets: Targets | None = None,
+        *,
+        queries: Queries | None = None,
     ) -> Predictions:
-        """Computes what the queries of `groups` predict; `targets` are given in training alone."""
-        queries, layout = self.queries(memory, groups), None
+        """Computes what the queries of `groups` predict.
+
+        Args:
+            targets: given in training alone.
+            queries: what the decoder starts from; what ``self.queries`` makes of the memory if not
+                given.
+        """
+        queries, layout = self.queries(memory, groups) if queries is None else queries, None
         proposals = queries.proposals
         if self.denoising is not None:
             queries, groups, layout = self.denoising(queries, groups, targets)
