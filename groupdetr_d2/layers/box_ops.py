@@ -18,6 +18,11 @@ def box_xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
+def mirrored(boxes: Tensor) -> Tensor:
+    """Mirrors boxes cxcywh (..., 4), or points (..., 2), in [0, 1] of an image, left to right."""
+    return torch.cat([1 - boxes[..., :1], boxes[..., 1:]], dim=-1)
+
+
 def generalized_box_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Computes generalized IoU of boxes that broadcast: (N, 1, 4) and (M, 4) give (N, M)."""
     a_low, a_high = a_xyxy[..., :2], a_xyxy[..., 2:]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..groups import QueryGroups
+from ..layers.box_ops import mirrored
 from ..layers.per_group import GroupLayerNorm, GroupLinear, GroupMLP
 from ..layers.position_encoding import at_least_float32, sine_embedding
 from ..losses.box2d import BoxPredictions
@@ -84,7 +85,8 @@ class TwoStageQueries(nn.Module):
         tokens = memory.features.masked_fill(~valid[..., None], 0)  # (B, S, C)
         flat = tokens.detach().flatten(0, 1)[None]
         scores = self.heads.scores(flat, groups, self.class_agnostic)
-        best = self.select(scores.unflatten(1, valid.shape).transpose(0, 1), groups)  # (B, K*N)
+        cells = self.select(scores.unflatten(1, valid.shape).transpose(0, 1), groups)
+        best = cells  # (B, K*N)
         if self.class_agnostic:
             every = torch.arange(valid.shape[1], device=best.device)
             shape = (valid.shape[0], groups.num_groups, -1)
@@ -99,7 +101,26 @@ class TwoStageQueries(nn.Module):
         sizes = QueryGroups(proposed.logits.shape[2] // groups.num_groups, groups.num_groups)
         proposals = Proposals(proposed, sizes, self.class_agnostic)
         content, pos = self.content(gather(features, best), boxes, memory, groups)
-        return Queries(content=content, reference=boxes, pos=pos, proposals=proposals)
+        return Queries(content=content, reference=boxes, pos=pos, proposals=proposals, cells=cells)
+
+    def mirrored(self, queries: Queries, memory: Memory, groups: QueryGroups) -> Queries:
+        """Mirrors queries that this module made of an image.
+
+        Args:
+            memory: that of the mirrored image in the same size. What is taken from it is taken
+                where it shows what the queries were made of.
+
+        Returns:
+            queries with mirrored boxes, and the content and positions that belong to those.
+        """
+        assert queries.cells is not None
+        anchors, valid = make_anchors(memory)
+        tokens = memory.features.masked_fill(~valid[..., None], 0)  # (B, S, C)
+        index = groups.per_group(mirrored_cells(queries.cells, memory), 1)  # (B, K, N)
+        features, _ = self._propose(tokens, anchors, index, groups)
+        boxes = mirrored(queries.reference)
+        content, pos = self.content(features, boxes, memory, groups)
+        return Queries(content=content, reference=boxes, pos=pos)
 
     @staticmethod
     def select(scores: Tensor, groups: QueryGroups) -> Tensor:
@@ -133,6 +154,22 @@ class TwoStageQueries(nn.Module):
 def gather(x: Tensor, index: Tensor) -> Tensor:
     """Gathers (B, M, C) from (B, S, C) at indices (B, M)."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def mirrored_cells(cells: Tensor, memory: Memory) -> Tensor:
+    """Finds where a mirrored image's memory shows what an image's memory shows at `cells` (B, M).
+
+    Padding stays on the right in both.
+    """
+    widths, tables, first = memory.valid_extents()[..., 0].long(), [], 0  # (B, levels)
+    for level, (height, width) in enumerate(memory.spatial_shapes):
+        x = torch.arange(width, device=cells.device)
+        last = widths[:, level, None] - 1
+        x = torch.where(x > last, x, last - x)  # (B, width)
+        rows = first + width * torch.arange(height, device=cells.device)
+        tables.append((rows[None, :, None] + x[:, None]).flatten(1))
+        first += height * width
+    return torch.cat(tables, 1).gather(1, cells)
 
 
 def make_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
