@@ -94,6 +94,7 @@ CHOICES: dict[str, Words | Callable[[CfgNode], Words]] = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.CROP.TYPE": ("relative_range", "relative", "absolute", "absolute_range"),
     "DATALOADER.ON_ERROR": ("raise", "skip"),
+    "TEST.AUG.FUSION": ("boxes", "features"),
     "DATASETS.CUSTOM.BAD_BOXES": ("error", "drop"),
 }
 # keys that take a list of words

@@ -40,6 +40,10 @@ def _add_data_keys(cfg: CN) -> None:
     # The sizes in which test-time augmentation (TEST.AUG.ENABLED) sees an image, relative to
     # INPUT.MIN_SIZE_TEST, or to the image where that is 0.
     cfg.TEST.AUG.SCALES = [0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.375, 1.5]
+    # What test-time augmentation merges: "boxes", the detections of all sizes and flips, by
+    # weighted boxes fusion; "features", the queries of all sizes after every decoder layer, and
+    # what each query predicts on the image and on its mirror image.
+    cfg.TEST.AUG.FUSION = "boxes"
     # The lengths of the shorter side in test-time augmentation, in pixels, in place of
     # TEST.AUG.SCALES. An empty list leaves it to those.
     cfg.TEST.AUG.MIN_SIZES = []

@@ -4,19 +4,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.data.transforms import Augmentation
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..data.image_file import channels_first
-from ..data.resize import LARGEST_SIDE, ResizeByFactor, ResizeShortestSide
 from ..errors import UserError
 from ..modeling.meta_arch import SetPredictor
+from .fused_features import FusedFeaturesModel
+from .views import build_resizes, view_of
 
 
 class AugmentedModel(nn.Module):
-    """A model that sees every image in several sizes, and flipped (TEST.AUG).
+    """A model that sees every image in several sizes, and flipped (TEST.AUG.FUSION boxes).
 
     The detections of all views are merged, boxes by weighted boxes fusion. Takes what the model
     takes, with the image in its original size under "original" (3, H, W).
@@ -66,10 +65,10 @@ class AugmentedModel(nn.Module):
         self, image: Tensor, resize: Augmentation, is_flipped: bool, x: dict
     ) -> Instances:
         """Detects in one view; returns detections in the original image's pixels."""
-        array = image.permute(1, 2, 0).cpu().numpy()
-        tensor = channels_first(resize.get_transform(array).apply_image(array))
-        inputs = {**x, "image": tensor.flip(2) if is_flipped else tensor}
-        found = self.model([inputs])[0]["instances"].to("cpu")
+        view = view_of(image, resize, x)
+        if is_flipped:
+            view["image"] = view["image"].flip(2)
+        found = self.model([view])[0]["instances"].to("cpu")
         return self.flip_back(found, x["width"]) if is_flipped else found
 
 
@@ -78,21 +77,8 @@ def build_evaluated_model(cfg, model: SetPredictor) -> nn.Module:
     return build_augmented_model(cfg, model) if cfg.TEST.AUG.ENABLED else model
 
 
-def build_augmented_model(cfg, model: Any) -> AugmentedModel:
-    """Builds the model with the sizes and flips of TEST.AUG, whether that is enabled or not."""
+def build_augmented_model(cfg, model: Any) -> AugmentedModel | FusedFeaturesModel:
+    """Builds the model with sizes, flips and fusion of TEST.AUG, whether that is enabled or not."""
     plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    return AugmentedModel(plain, resizes=build_resizes(cfg), flip=cfg.TEST.AUG.FLIP)
-
-
-def build_resizes(cfg: CfgNode) -> list[Augmentation]:
-    """Builds the resizing to each size of TEST.AUG.
-
-    Those are TEST.AUG.MIN_SIZES, or else TEST.AUG.SCALES times the model's own test size, so that a
-    scale of 1 is what the model sees without augmentation. A size that comes twice counts once.
-    """
-    aug, own, bound = cfg.TEST.AUG, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    if not own and not aug.MIN_SIZES:  # images are seen as they are
-        return [ResizeByFactor(x, aug.MAX_SIZE or round(x * bound)) for x in aug.SCALES]
-    sizes = aug.MIN_SIZES or [max(1, round(x * own)) for x in aug.SCALES]
-    bounds = {x: aug.MAX_SIZE or (round(bound * x / own) if own else LARGEST_SIDE) for x in sizes}
-    return [ResizeShortestSide(size, largest) for size, largest in bounds.items()]
+    kind = FusedFeaturesModel if cfg.TEST.AUG.FUSION == "features" else AugmentedModel
+    return kind(plain, resizes=build_resizes(cfg), flip=cfg.TEST.AUG.FLIP)

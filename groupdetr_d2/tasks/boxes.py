@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data.transforms import HFlipTransform
 from detectron2.modeling.postprocessing import detector_postprocess
@@ -19,7 +20,7 @@ from ..evaluation.drawing import draw_boxes
 from ..evaluation.drawn_once import drawn_once
 from ..evaluation.fusion import merge_by_fusion
 from ..evaluation.presentation import Presentation
-from ..layers.box_ops import box_cxcywh_to_xyxy
+from ..layers.box_ops import box_cxcywh_to_xyxy, mirrored
 from ..layers.selection import top_k
 from ..losses.box2d import BoxPredictions, giou_cost, giou_loss, l1_cost, l1_loss
 from ..losses.classification import focal_cost, focal_loss
@@ -129,6 +130,15 @@ def flip(instances: Instances, width: int) -> Instances:
     return instances
 
 
+def fuse_flips(plain: BoxPredictions, flipped: BoxPredictions) -> BoxPredictions:
+    """Averages the probabilities and boxes of each query on an image and on its mirror image."""
+    logits = torch.stack([plain.logits, flipped.logits])
+    boxes = torch.stack([plain.boxes, mirrored(flipped.boxes)])
+    # the logit of the mean probability, exact where that is next to 0 or 1
+    mean = F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+    return BoxPredictions(mean, boxes.mean(0))
+
+
 def select_outputs(
     predictions: BoxPredictions, size: tuple[int, int], k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,5 +193,6 @@ BOXES = Task(
     of_queries=of_queries,
     flip=flip,
     merge=merge_by_fusion,
+    fuse_flips=fuse_flips,
     exported=ExportedOutputs(BOX_TENSORS, select_outputs, are_equal, instances_of),
 )

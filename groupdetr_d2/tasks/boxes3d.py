@@ -207,5 +207,6 @@ BOXES3D = Task(
     of_queries=of_queries,
     flip=None,
     merge=None,
+    fuse_flips=None,
     exported=None,
 )

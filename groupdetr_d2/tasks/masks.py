@@ -188,6 +188,7 @@ MASKS = Task(
     of_queries=of_queries,
     flip=None,
     merge=None,
+    fuse_flips=None,
     exported=ExportedOutputs(
         (MASK_TENSOR, *boxes.BOX_TENSORS), select_outputs, are_equal, instances_of
     ),

@@ -139,6 +139,8 @@ class Task:
         flip: ``(instances, width)`` -> the detections on an image of that width, mirrored. None if
             the task has no test-time augmentation.
         merge: ``(detections of several views, limit)`` -> one set of detections; or None.
+        fuse_flips: ``(predictions, predictions of the same queries on the mirrored images)`` ->
+            their mean, query by query; None if queries have no mirror image.
         exported: the outputs of an exported model; None if models of the task are not exported.
     """
 
@@ -164,6 +166,7 @@ class Task:
     of_queries: Callable[..., tuple[Tensor, Tensor]]
     flip: Callable[[Instances, int], Instances] | None
     merge: Callable[[Sequence[Instances], int], Instances] | None
+    fuse_flips: Callable[[Any, Any], Any] | None
     exported: ExportedOutputs | None
 
     @property

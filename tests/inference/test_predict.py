@@ -18,7 +18,8 @@ from groupdetr_d2.commands import run as main
 from groupdetr_d2.config.upgrade import upgrade
 from groupdetr_d2.data.resize import ResizeShortestSide
 from groupdetr_d2.errors import UserError
-from groupdetr_d2.inference.augmented import AugmentedModel, build_resizes
+from groupdetr_d2.inference.augmented import AugmentedModel
+from groupdetr_d2.inference.views import build_resizes
 from groupdetr_d2.tasks.boxes import BOXES
 from tests.conftest import randomize_heads, small_config
 
