@@ -8,7 +8,7 @@ from pathlib import Path
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
-from ..distributed import first_process_first
+from ..distributed import first_process_first, whole_state
 from ..errors import UserError
 from ..name_patterns import matching_names
 from . import torchvision_files  # noqa: F401  registers torchvision://
@@ -144,16 +144,20 @@ class GroupCheckpointer(DetectionCheckpointer):
     def save(self, name: str, *, tag: bool = True, **kwargs) -> None:
         """Writes `name`.pth, and unless `tag` is False makes it the one that is resumed from.
 
+        The first process alone writes. Where parameters are spread over the processes, all of them
+        have to call this, and the file is that of a training whose parameters are not.
+
         Raises:
             CheckpointWriteError: the disk is full, or there is no permission.
         """
+        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        content = whole_state({"model": self.model.state_dict(), **parts, **kwargs})
         if not self.save_dir or not self.save_to_disk:
             return
-        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
         try:
-            write_safely(path, {"model": self.model.state_dict(), **parts, **kwargs})
+            write_safely(path, content)
             if tag:
                 self.tag_last_checkpoint(os.path.basename(path))
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter

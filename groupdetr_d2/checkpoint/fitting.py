@@ -8,6 +8,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from ..distributed import whole
 from ..errors import UserError
 from ..groups import QueryGroups, resize_query_bank
 from ..layers.per_group import PerGroup
@@ -118,7 +119,8 @@ def _fit_classes(
             if len(old) == len(new):
                 continue
             taken = [(0, 0)]  # the others are never read
-        state_dict[name] = _with_rows(own[name].cpu(), torch.as_tensor(value), axis, taken)
+        current = whole(own[name]).cpu()
+        state_dict[name] = _with_rows(current, torch.as_tensor(value), axis, taken)
         changed.append(name)
     without = [name for name, row in zip(new, rows, strict=True) if row is None]
     logger.warning(

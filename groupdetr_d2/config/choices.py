@@ -87,6 +87,7 @@ CHOICES: dict[str, Words | Callable[[CfgNode], Words]] = {
         "WarmupStepWithFixedGammaLR",
     ),
     "SOLVER.ON_NONFINITE": ("raise", "skip"),
+    "SOLVER.SHARDING": ("", "fsdp"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model",),
     "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
     "INPUT.FORMAT": ("RGB", "BGR"),

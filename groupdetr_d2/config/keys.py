@@ -107,6 +107,10 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.EMA.ENABLED = False
     # The share of the running mean that is kept in an iteration.
     cfg.MODEL.EMA.DECAY = 0.9998
+    # Whether that share starts small and grows to MODEL.EMA.DECAY, which forgets random initial
+    # weights sooner. Fine-tuning from trained weights wants False: the whole share from the first
+    # iteration, starting from those weights.
+    cfg.MODEL.EMA.RAMP = True
 
 
 def _add_detr_keys(cfg: CN) -> None:
@@ -301,6 +305,10 @@ def _add_solver_keys(cfg: CN) -> None:
     # The parts of a batch that go through the model one after another, which takes less memory; the
     # gradient is that of the whole batch.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # What several processes divide among them besides images. Empty: nothing, each has the whole
+    # model (DDP). "fsdp": parameters, gradients, optimizer and running mean (FSDP2), for models
+    # that are too large for a GPU; docs/cluster.md says when.
+    cfg.SOLVER.SHARDING = ""
     # The length of the training in epochs instead of MAX_ITER. STEPS are scaled in proportion, and
     # evaluation and checkpoints come once an epoch. 0 leaves MAX_ITER.
     cfg.SOLVER.EPOCHS = 0

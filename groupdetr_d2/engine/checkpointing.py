@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 class CheckpointHook(HookBase):
     """Saves periodically, at the end, and before a signal ends the training.
 
-    It stands ahead of evaluation, in every process. A periodic checkpoint that cannot be written is
+    It stands ahead of evaluation, in every process: all of them save, as parameters may be spread
+    over them, and the first one writes. A periodic checkpoint that cannot be written is
     an error in the log, and the training goes on; the last one must be written.
 
     Args:
@@ -26,6 +27,7 @@ class CheckpointHook(HookBase):
 
     def __init__(self, checkpointer: GroupCheckpointer, *, period: int, keep: int):
         self.checkpointer, self.period, self.keep = checkpointer, period, keep
+        self.last_tried = -1  # the iteration whose state was saved last, if it could be written
 
     def before_train(self) -> None:
         """Sets up the periods, as the length of the training is known now."""
@@ -33,7 +35,7 @@ class CheckpointHook(HookBase):
             self.checkpointer,
             self.period,
             max_iter=self.trainer.max_iter,
-            max_to_keep=self.keep or None,
+            max_to_keep=(comm.is_main_process() and self.keep) or None,
         )
         if comm.is_main_process():
             for file in reversed(self.checkpointer.resumable_files()):
@@ -53,8 +55,7 @@ class CheckpointHook(HookBase):
             CheckpointWriteError: the last checkpoint could not be written.
         """
         iteration = self.trainer.iter
-        if comm.is_main_process():
-            self._save_if_due(iteration)
+        self._save_if_due(iteration)
         if self.trainer.stop_signal:
             try:
                 self.save_now(iteration)
@@ -63,19 +64,30 @@ class CheckpointHook(HookBase):
             raise Interrupted(self.trainer.stop_signal)
 
     def _save_if_due(self, iteration: int) -> None:
+        is_last = iteration + 1 >= self.trainer.max_iter
+        if is_last or not (iteration + 1) % self.period:
+            self.last_tried = iteration
         try:
             self.periodic.step(iteration)
         except CheckpointWriteError as error:
-            if iteration + 1 >= self.trainer.max_iter:
+            if is_last:
                 raise
             logger.error("%s. The training goes on", error)
 
     def save_now(self, iteration: int) -> None:
         """Saves the state after `iteration`, to resume from."""
+        self.last_tried = iteration
+        # the other processes end sooner, and the launcher with them
+        with self.trainer.signals.held():
+            self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         if comm.is_main_process():
-            name = f"model_{iteration:07d}"
-            with (
-                self.trainer.signals.held()
-            ):  # the other processes end sooner, and the launcher with them
-                self.checkpointer.save(name, iteration=iteration)
             self._remember(self.checkpointer.get_checkpoint_file())
+
+    def save_ahead(self, iteration: int) -> None:
+        """Saves, unless it has been done, what one process could not save alone afterwards."""
+        if self.last_tried == iteration:
+            return
+        try:
+            self.save_now(iteration)
+        except CheckpointWriteError as error:
+            logger.error("%s. The training goes on", error)

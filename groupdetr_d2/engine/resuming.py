@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 # keys that name files and machines, whose change means nothing
 PASSED_OVER = (
     *("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"),
-    *("DATASETS.CUSTOM", "DATASETS.TRAIN", "DATASETS.TEST"),
+    *("DATASETS.CUSTOM", "DATASETS.TRAIN", "DATASETS.TEST", "SOLVER.SHARDING"),
 )
 KEPT = ("SEED",)  # of the run that is resumed
 

@@ -14,10 +14,11 @@ from torch import nn
 
 from ..checkpoint import CheckpointError
 from ..data.workers import SkippedImages
-from ..distributed import average_over_processes
+from ..distributed import average_over_processes, whole
 from ..errors import UserError
 from ..losses.criterion import Losses
 from .interruption import StopSignals
+from .sharding import WholeCopy, are_finite, spread_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class TrainStep(SimpleTrainer):
             the next one ends the run.
         max_skipped: different images that the loader may leave out because they cannot be used.
         signals: the signals that may ask the run to stop.
+        whole_copy: of a sharded model, which is looked through if a number is not finite.
 
     Attributes:
         stop_signal: the signal that some process has got by the end of the last iteration, or 0.
@@ -61,6 +63,7 @@ class TrainStep(SimpleTrainer):
         nonfinite_budget: int = 0,
         max_skipped: int = 0,
         signals: StopSignals | None = None,
+        whole_copy: WholeCopy | None = None,
     ):
         super().__init__(model, data_loader, optimizer)
         self.accumulate_steps = accumulate_steps
@@ -71,12 +74,13 @@ class TrainStep(SimpleTrainer):
         self.nonfinite_budget, self.left_out = nonfinite_budget, 0
         self.skipped = SkippedImages(max_skipped)
         self.signals, self.stop_signal = signals or StopSignals(), 0
+        self.whole_copy = whole_copy
         self.last_batch: list[dict] = []
         self.has_checked_gradients = False
 
     @property
     def plain_model(self) -> nn.Module:
-        """The model without the wrapper for several processes."""
+        """The model without the wrapper for several processes; its parameters may be sharded."""
         is_wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
         return self.model.module if is_wrapped else self.model
 
@@ -99,7 +103,9 @@ class TrainStep(SimpleTrainer):
         values, is_bad = self._check_together(torch.stack(list(losses.values())), suspects)
         losses = dict(zip(losses, values, strict=True))
         if is_bad:
-            self._leave_out(self._describe(batch, losses, suspects))
+            with self._searched_model() as model:
+                what = self._describe(model, batch, losses, suspects)
+            self._leave_out(what)
             return
         del losses["gradient norm"]
         self._write_metrics(losses, data_time)
@@ -116,7 +122,7 @@ class TrainStep(SimpleTrainer):
         """Clips gradients; returns the norm of all together before that."""
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or math.inf)
+        norm = whole(nn.utils.clip_grad_norm_(parameters, self.clip_norm or math.inf))
         # a scaler tries scales that are too large, and leaves those iterations out by itself
         return norm.new_zeros(()) if self.grad_scaler.is_enabled() else norm
 
@@ -138,8 +144,7 @@ class TrainStep(SimpleTrainer):
 
     def _leave_out(self, what: str) -> None:
         """Leaves an iteration out, if the budget allows it and the weights are finite."""
-        is_sound = all(p.isfinite().all() for p in self.model.parameters())
-        if not is_sound or self.left_out >= self.nonfinite_budget:
+        if not are_finite(self.model.parameters()) or self.left_out >= self.nonfinite_budget:
             raise NonFiniteLossError(
                 f"{what} The last checkpoint is untouched: resume from it without AMP or with "
                 "SOLVER.AMP.DTYPE bfloat16, with SOLVER.ON_NONFINITE skip if it is a rare batch, "
@@ -182,16 +187,33 @@ class TrainStep(SimpleTrainer):
         return totals, suspects
 
     def _no_communication(self) -> contextlib.AbstractContextManager:
-        """Within, gradients are not exchanged: that is done once a batch, after its last part."""
+        """Within, gradients are not exchanged: that is done once a batch, after its last part.
+
+        Those of a sharded model are, as they would be whole in every process until then.
+        """
         is_wrapped = self.plain_model is not self.model
         return self.model.no_sync() if is_wrapped else contextlib.nullcontext()
 
     def _autocast(self) -> torch.autocast:
         enabled = self.amp_dtype is not None
-        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled)
+        # the cache would keep all of a sharded model in the lower precision, until forward ends
+        cached = None if self.whole_copy is None else False
+        return torch.autocast(
+            self.device.type, dtype=self.amp_dtype, enabled=enabled, cache_enabled=cached
+        )
+
+    def _searched_model(self) -> contextlib.AbstractContextManager[nn.Module]:
+        """Within, a model that this process can run alone; all processes have to enter together."""
+        if self.whole_copy is None:
+            return contextlib.nullcontext(self.plain_model)
+        return self.whole_copy.filled(self.model)
 
     def _describe(
-        self, batch: list[dict], losses: dict[str, torch.Tensor], suspects: list[int]
+        self,
+        model: nn.Module,
+        batch: list[dict],
+        losses: dict[str, torch.Tensor],
+        suspects: list[int],
     ) -> str:
         bad = [name for name, value in losses.items() if not value.isfinite()]
         if not bad and not suspects:
@@ -201,12 +223,11 @@ class TrainStep(SimpleTrainer):
         rates = [group["lr"] for group in self.optimizer.param_groups]
         return (
             f"iteration {self.iter}: {what} not finite. Batch: {files}. First non-finite tensor: "
-            f"{self.first_non_finite(batch)}. Learning rates {rates}, AMP {self.amp_dtype}."
+            f"{self.first_non_finite(model, batch)}. Learning rates {rates}, AMP {self.amp_dtype}."
         )
 
-    def first_non_finite(self, batch: list[dict]) -> str:
+    def first_non_finite(self, model: nn.Module, batch: list[dict]) -> str:
         """Finds the first parameter, input or output that is not finite, by running again."""
-        model = self.plain_model
         for name, parameter in model.named_parameters():
             if not parameter.isfinite().all():
                 return f"parameter {name}"
@@ -239,7 +260,8 @@ class TrainStep(SimpleTrainer):
             CheckpointError: the state belongs to parameters of other shapes.
         """
         self._check_shapes(state_dict["optimizer"])
-        super().load_state_dict(state_dict)
+        optimizer = spread_optimizer(state_dict["optimizer"], self.optimizer)
+        super().load_state_dict({**state_dict, "optimizer": optimizer})
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.seed = state_dict["seed"]
         self.left_out = state_dict.get("left_out", 0)

@@ -1,5 +1,6 @@
 """Training on Detectron2's `DefaultTrainer`: its hooks, evaluation and checkpoint layout."""
 
+import contextlib
 import logging
 import os
 import weakref
@@ -41,6 +42,7 @@ from .resuming import Rates, check_resumed, check_whole
 from .run_folder import check_is_new, give_folder_back, put_metrics_aside, take_folder
 from .schedule import describe_schedule
 from .setup import check_test_sets, scheduled, settled, with_seed, write_config
+from .sharding import WholeCopy, is_sharded, shard
 from .solver import amp_dtype_of, build_optimizer, clip_norm_of
 from .train_step import TrainStep
 from .training_data import build_training_loader, fingerprints_of, number_of_images
@@ -54,6 +56,7 @@ class Trainer(DefaultTrainer):
 
     Attributes:
         last_evaluation: the latest evaluation, None before the first.
+        whole_copy: of the model that is evaluated, if parameters are sharded; else None.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -72,6 +75,10 @@ class Trainer(DefaultTrainer):
         self.raw_model = self.build_model(cfg)
         if cfg.MODEL.COMPILE:
             compile_parts(self.raw_model, cfg.MODEL.COMPILE)
+        if cfg.MODEL.EMA.ENABLED:
+            self.mean = MeanWeights(self.raw_model, cfg.MODEL.EMA.DECAY, ramp=cfg.MODEL.EMA.RAMP)
+        self.averaged = self.mean.model if cfg.MODEL.EMA.ENABLED else self.raw_model
+        self.whole_copy = self._shard(cfg)
         optimizer = self.build_optimizer(cfg, self.raw_model)
         self._trainer = self._build_step(cfg, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -79,8 +86,8 @@ class Trainer(DefaultTrainer):
         self.best, self.run_info, saved = Best(), RunInfo(cfg, fingerprints_of(cfg, loader)), {}
         self.last_evaluation: LastEvaluation | None = None
         if cfg.MODEL.EMA.ENABLED:
-            self.mean = saved["mean_weights"] = MeanWeights(self.raw_model, cfg.MODEL.EMA.DECAY)
-        evaluated = self.mean.model if cfg.MODEL.EMA.ENABLED else self.raw_model
+            saved["mean_weights"] = self.mean
+        evaluated = self.whole_copy.model if self.whole_copy else self.averaged
         self.evaluated_model = build_evaluated_model(cfg, evaluated)
         self.checkpointer = GroupCheckpointer(
             self.raw_model,
@@ -102,11 +109,21 @@ class Trainer(DefaultTrainer):
         self.loggers: list[RunLogger] = []
         self.register_hooks(self.build_hooks())
 
+    def _shard(self, cfg: CfgNode) -> WholeCopy | None:
+        """Shards the model and its mean, which cannot be copied afterwards."""
+        if not is_sharded(cfg):
+            return None
+        whole_copy = WholeCopy(self.raw_model)
+        shard(self.raw_model)
+        if self.averaged is not self.raw_model:
+            shard(self.averaged)
+        return whole_copy
+
     def _build_step(
         self, cfg: CfgNode, loader: Iterable[list[dict]], optimizer: torch.optim.Optimizer
     ) -> TrainStep:
         return TrainStep(
-            wrap_for_processes(self.raw_model),
+            self.raw_model if self.whole_copy else wrap_for_processes(self.raw_model),
             loader,
             optimizer,
             clip_norm=clip_norm_of(cfg),
@@ -116,6 +133,7 @@ class Trainer(DefaultTrainer):
             max_skipped=cfg.DATALOADER.MAX_SKIPPED,
             nonfinite_budget=nonfinite_budget_of(cfg),
             signals=self.signals,
+            whole_copy=self.whole_copy,
         )
 
     @property
@@ -287,12 +305,15 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process() and self.cfg.DATASETS.TEST:
             results_file(self.cfg).unlink(missing_ok=True)  # an evaluator may write none
         meter = loss_meter_of(self.cfg, self.evaluated_model)
+        if self.whole_copy:  # a process that fails could not collect the others' parts alone
+            self.saving.save_ahead(self.iterations_done - 1)
         try:
-            with self.signals.at_once():
+            with self._weights_to_evaluate(), self.signals.at_once():
                 results = self.test(self.cfg, meter or self.evaluated_model)
             losses = meter.losses() if meter else {}
         except BaseException:
-            self.saving.save_now(self.iterations_done - 1)
+            if not self.whole_copy:
+                self.saving.save_now(self.iterations_done - 1)
             raise
         self._last_eval_results = results  # Detectron2 compares it with TEST.EXPECTED_RESULTS
         found = read_evaluation(self.cfg) if comm.is_main_process() else None
@@ -303,6 +324,11 @@ class Trainer(DefaultTrainer):
         metrics = self.task.metrics_of(results)
         own = {self.task.kind: metrics} if metrics else {}
         return {**own, **results, **({VALIDATION: losses} if losses else {})}
+
+    def _weights_to_evaluate(self) -> contextlib.AbstractContextManager:
+        if self.whole_copy is None:
+            return contextlib.nullcontext()
+        return self.whole_copy.filled(self.averaged)
 
     def build_writers(self) -> list[EventWriter]:
         """Builds the progress line, metrics.json and the loggers of LOGGERS."""

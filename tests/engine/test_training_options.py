@@ -73,6 +73,32 @@ def test_the_running_mean_by_hand():
     assert mean.state_dict()["updates"] == 4
 
 
+def test_without_a_ramp_the_mean_starts_from_the_trained_weights():
+    """Those that are loaded, after the mean has been built; and from a mean that is resumed."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    mean, resumed = (MeanWeights(model, decay=0.75, ramp=False) for _ in range(2))
+    expected = 8.0
+    with torch.no_grad():
+        model.weight.fill_(expected)
+    for value in (4.0, 6.0):
+        mean.start(model)
+        with torch.no_grad():
+            model.weight.fill_(value)
+        mean.update(model)
+        expected = 0.75 * expected + 0.25 * value
+        assert mean.model.weight.item() == pytest.approx(expected)
+    resumed.load_state_dict(mean.state_dict())
+    resumed.start(model)
+    assert resumed.model.weight.item() == pytest.approx(expected) and resumed.updates == 2
+
+
+@pytest.mark.parametrize("size", ["B", "H"])
+def test_the_mean_of_a_fine_tuned_vit_has_no_ramp(size):
+    yamls = (f"dino_4scale_ViT_{size}_{x}.yaml" for x in ("objects365_24ep", "20ep"))
+    ramps = [build_config(f"configs/DINO/{name}").MODEL.EMA.RAMP for name in yamls]
+    assert ramps == [True, False] and small_config(CONFIG).MODEL.EMA.RAMP
+
+
 def test_the_running_mean_is_resumed_and_used(tmp_path):
     ema = ("MODEL.EMA.ENABLED", True, "MODEL.EMA.DECAY", 0.9)
     whole = run_in_process(tiny_run(tmp_path, *ema, out="whole"))
@@ -217,4 +243,4 @@ def test_a_training_says_what_was_compiled(tmp_path, package_log):
 def test_no_training_option_is_on_unless_it_is_asked_for():
     solver = small_config(CONFIG).SOLVER
     assert (solver.ACCUMULATE_STEPS, solver.EPOCHS, solver.REFERENCE_BATCH) == (1, 0, 0)
-    assert (solver.PATIENCE, solver.KEEP_CHECKPOINTS) == (0, 0)
+    assert (solver.PATIENCE, solver.KEEP_CHECKPOINTS, solver.SHARDING) == (0, 0, "")
