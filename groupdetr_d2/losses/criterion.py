@@ -14,6 +14,7 @@ from ..structures import Denoised, Matches, Predictions, Proposals, Targets
 from .matcher import match_groups
 
 Prepare = Callable[..., tuple[Predictions, Targets]]
+Assign = Callable[[list[Tensor], QueryGroups], Matches]
 
 
 class Term(NamedTuple):
@@ -84,6 +85,7 @@ class SetCriterion(nn.Module):
             returns the predictions and targets that costs and losses read. Work that they share is
             done here, such as the sampling of points from masks; its random numbers come from the
             generator (PyTorch's default one if it is None).
+        assign: makes matches of the costs of each image, see :func:`match_groups`.
     """
 
     def __init__(
@@ -92,9 +94,10 @@ class SetCriterion(nn.Module):
         losses: dict[str, Term],
         matches_per_target: int = 1,
         prepare: Prepare = as_they_are,
+        assign: Assign = match_groups,
     ):
         super().__init__()
-        self.matches_per_target, self.prepare = matches_per_target, prepare
+        self.matches_per_target, self.prepare, self.assign = matches_per_target, prepare, assign
         self.costs, self.losses = costs, losses
 
     def forward(
@@ -220,4 +223,4 @@ class SetCriterion(nn.Module):
             image = predictions.of_image(b)
             cost = sum(weight * fn(image, target) for fn, weight, _ in self.costs)
             costs.append(torch.as_tensor(cost))
-        return match_groups(costs, groups)
+        return self.assign(costs, groups)
