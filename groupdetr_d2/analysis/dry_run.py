@@ -20,6 +20,7 @@ from ..engine.training_data import load_training_set
 from ..errors import UserError
 from ..modeling.meta_arch import task_of
 from .model_info import describe
+from .step_memory import estimate_step, largest_size
 
 
 def dry_run(args: argparse.Namespace) -> int:
@@ -48,6 +49,7 @@ def sections_of(cfg: CfgNode, processes: int) -> Iterator[tuple[str, str]]:
     model = unfilled_model(cfg)
     yield "model:", tabulate(list(describe(cfg)), tablefmt="plain", disable_numparse=True)
     yield "learning rates, after the warm-up:", rate_table(cfg, model)
+    yield "memory:", describe_memory(cfg, processes)
 
 
 def differences(cfg: CfgNode) -> str:
@@ -76,6 +78,16 @@ def describe_data(cfg: CfgNode) -> tuple[list[str], int | None]:
     except (UserError, OSError) as error:
         lines.append(f"a training would end here: {error}")
     return lines, number
+
+
+def describe_memory(cfg: CfgNode, processes: int) -> str:
+    """Estimates the memory of a step with the largest images, for the kernels of a GPU."""
+    try:
+        step = estimate_step(cfg, num_gpus=processes, sharded=bool(cfg.SOLVER.SHARDING))
+    except UserError as error:
+        return f"a training would end here: {error}"
+    height, width = largest_size(cfg)
+    return f"{step}; images of {height} x {width} (`groupdetr-d2 plan` shows other ways to train)"
 
 
 def unfilled_model(cfg: CfgNode) -> nn.Module:

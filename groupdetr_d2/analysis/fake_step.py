@@ -138,6 +138,7 @@ class FakeModel:
 
     def __init__(self, cfg):
         cfg = cfg.clone()
+        cfg.defrost()
         cfg.MODEL.DEVICE, cfg.INPUT.GRID_MASK = "cpu", 0.0
         self.model, self.mode = build_without_data(cfg), FakeTensorMode()
         self.parameters = bytes_of(self.model)
