@@ -50,7 +50,7 @@ CASES = {
         ["MODEL.DETR.NUM_GROUPS", 3, *SMALL_VIT, *IN_FULL],
     ),
     "DINO, small ViT, recompute, bfloat16, K = 3": (
-        "DINO/dino_4scale_ViT_B_20ep", (320, 480), ["MODEL.DETR.NUM_GROUPS", 3, *SMALL_VIT],
+        "DINO/dino_4scale_ViT_B_20ep", (224, 320), ["MODEL.DETR.NUM_GROUPS", 3, *SMALL_VIT],
     ),
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ COUNTED = {
     "cuda": "kernels of CUDA: fused attention, deformable attention in Triton",
     "cpu": "kernels of a CPU: fused attention, deformable attention as sparse products",
 }
-IS_CUDA = torch.Tensor.is_cuda.__get__
+IS_CUDA = vars(torch._C.TensorBase)["is_cuda"].__get__
 INPUTS_IN_FULL = {"layer_norm", "group_norm"}  # autocast's float32 operations on CUDA
 OUTPUTS_IN_FULL = {"softmax", "log_softmax"}  # their inputs are read as they are
 Shapes = tuple[tuple[int, int], ...]
@@ -132,9 +132,7 @@ class _Sampling(torch.autograd.Function):
     """Deformable attention's sampling, of which the inputs are kept; backward has float32 sums."""
 
     @staticmethod
-    def forward(
-        ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, work: tuple[int, int]
-    ) -> Tensor:
+    def forward(ctx, value: Tensor, locations: Tensor, weights: Tensor, work: tuple[int, int]):
         ctx.save_for_backward(value, locations, weights)
         ctx.work = work[1]
         out = value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
@@ -142,7 +140,7 @@ class _Sampling(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx, grad: Tensor):
         value, locations, weights = ctx.saved_tensors
         grad = grad.contiguous()
         d_value = torch.zeros_like(value, dtype=torch.float32)

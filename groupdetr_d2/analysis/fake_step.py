@@ -181,7 +181,8 @@ class FakeModel:
         """Makes the inputs fake; the model gets images and targets without reading numbers."""
         model = self.model
         model.__dict__.pop("build_targets", None)
-        targets = map_tensors(model.build_targets(batch), self.mode.from_tensor)  # type: ignore[misc]
+        targets: Any = model.build_targets(batch)
+        targets = map_tensors(targets, self.mode.from_tensor)
         sizes = [tuple(x["image"].shape[-2:]) for x in batch]
         shape = (len(batch), *batch[0]["image"].shape[:-2], *padded_size(sizes, model.padding))
         with self.mode:
@@ -208,14 +209,14 @@ def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
     """Replaces parameters and buffers by fake ones of a CPU; what is shared stays shared."""
     known: dict[int, Tensor] = {}
     with mode:
-        for module in model.modules():
-            for owner in (module._parameters, module._buffers):
-                for name, x in owner.items():
-                    if x is not None and id(x) not in known:
-                        fake = torch.empty(x.shape, dtype=x.dtype)
-                        is_parameter = isinstance(x, nn.Parameter)
-                        known[id(x)] = nn.Parameter(fake, x.requires_grad) if is_parameter else fake
-                    owner[name] = None if x is None else known[id(x)]  # type: ignore[assignment]
+        for x in (*model.parameters(), *model.buffers()):
+            fake = torch.empty(x.shape, dtype=x.dtype)
+            is_parameter = isinstance(x, nn.Parameter)
+            known[id(x)] = nn.Parameter(fake, x.requires_grad) if is_parameter else fake
+    for module in model.modules():
+        owners: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for owner in owners:
+            owner.update({k: known[id(x)] for k, x in owner.items() if x is not None})
 
 
 def bytes_of(model: SetPredictor) -> ParameterBytes:

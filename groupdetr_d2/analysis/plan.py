@@ -40,7 +40,7 @@ class Choice:
 
     @property
     def cost(self) -> tuple:
-        """What sorts choices by time, the fastest first."""
+        """The key that sorts choices by time, the fastest first."""
         return self.sharded, self.parts, self.recompute, self.precision == "float32"
 
 
@@ -121,10 +121,13 @@ def _peaks_at(known: dict[int, StepPeaks], images: int) -> StepPeaks:
         return known[images]
     (few, low), (many, high) = sorted(known.items())
     share = (images - few) / (many - few)
-    peak = low.peak + share * (high.peak - low.peak)
-    beside = high.peak_beside_gradients - low.peak_beside_gradients
-    beside = low.peak_beside_gradients + share * beside
-    return StepPeaks(low.parameters, round(peak), round(beside))
+
+    def between(a: int, b: int) -> int:
+        return round(a + share * (b - a))
+
+    peak = between(low.peak, high.peak)
+    beside = between(low.peak_beside_gradients, high.peak_beside_gradients)
+    return StepPeaks(low.parameters, peak, beside)
 
 
 def fastest(found: dict[Choice, StepMemory], gpu_memory: float) -> tuple[Choice, StepMemory] | None:
