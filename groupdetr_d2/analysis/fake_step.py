@@ -23,10 +23,10 @@ from torch.utils._pytree import tree_leaves
 
 from .. import structures
 from ..engine.freezing import freeze
+from ..engine.sharding import units_of
 from ..groups import QueryGroups
 from ..modeling.batch import padded_size
 from ..modeling.meta_arch import SetPredictor
-from ..modeling.vit import Block
 from ..structures import Matches, map_tensors
 from .fake_device import implementations_of
 
@@ -228,14 +228,6 @@ def bytes_of(model: SetPredictor) -> ParameterBytes:
     units = [size(unit) for unit in units_of(model)]
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return ParameterBytes(size(model), trained, max(units, default=0), size(model) - sum(units))
-
-
-def units_of(model: SetPredictor) -> list[nn.Module]:
-    """Lists the layers that sharding gathers one at a time: of ViT, encoder and decoder."""
-    units: list[nn.Module] = [x for x in model.backbone.modules() if isinstance(x, Block)]
-    for part in (model.head.encoder, model.head.decoder):
-        units += getattr(part, "layers", [])
-    return units
 
 
 def first_queries(costs: list[Tensor], groups: QueryGroups) -> Matches:
