@@ -12,10 +12,11 @@ FAST = ["faster-coco-eval>=1.6"]  # evaluation in a tenth of the time; pycocotoo
 NUSCENES = ["nuscenes-devkit>=1.2,<2", "tqdm"]  # which needs NumPy below 2
 HUB = ["huggingface_hub>=0.30"]  # weights from hf://owner/name
 TRANSFORMERS = ["transformers>=4.50"]  # backbones of its AutoBackbone
+TIMM = ["timm>=1.0", *TRANSFORMERS]  # those of timm among them
 LOGGERS = {"wandb": ["wandb>=0.17"], "mlflow": ["mlflow>=2.14"]}  # of the key LOGGERS
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "playwright>=1.45"]
-TEST += [*EXPORT, *SERVE, *FAST, *NUSCENES, *HUB, *TRANSFORMERS]
+TEST += [*EXPORT, *SERVE, *FAST, *NUSCENES, *HUB, *TIMM]
 
 
 class BuildWithConfigs(build_py):
@@ -81,6 +82,7 @@ setup(
         "nuscenes": NUSCENES,
         "hub": HUB,
         "transformers": TRANSFORMERS,
+        "timm": TIMM,
         **LOGGERS,
         "test": TEST,
         "docs": DOCS,

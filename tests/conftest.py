@@ -1,5 +1,6 @@
 import logging
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -241,3 +242,10 @@ def warm_measuring(monkeypatch):
     """Processes that measure start at once, see warm.py."""
     assert warm.CONTEXT.get_start_method() == "forkserver"
     monkeypatch.setattr(step_cost, "START_METHOD", "forkserver")
+
+
+def hide_timm(monkeypatch):
+    """Makes imports of timm fail, as where it is not installed."""
+    for name in [x for x in sys.modules if x.startswith("timm.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "timm", None)

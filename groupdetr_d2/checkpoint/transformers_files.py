@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..modeling.timm_models import build_timm, is_timm
 from ..modeling.transformers_backbone import (
     CONFIG,
     TransformersBackbone,
@@ -19,6 +20,7 @@ from .hub import is_address
 from .hub_config import KINDS
 
 logger = logging.getLogger(__name__)
+TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def pretrained_backbone(
@@ -42,16 +44,16 @@ def pretrained_backbone(
         return None
     (name, backbone), *_ = found
     try:
-        kind = parse_config(config_text(weights)).model_type
+        config = parse_config(config_text(weights))
     except UserError as error:
         raise CheckpointError(f"MODEL.WEIGHTS {weights}: {error}") from error
-    if kind in KINDS:
+    if config.model_type in KINDS:
         return None
-    config = backbone.model.config
-    if kind != config.model_type:
+    theirs_kind, own_kind = (_kind_of(x) for x in (config, backbone.model.config))
+    if theirs_kind != own_kind:
         raise CheckpointError(
-            f"MODEL.WEIGHTS {weights} is a {kind}, and MODEL.TRANSFORMERS.NAME a "
-            f"{config.model_type}: give one model for both"
+            f"MODEL.WEIGHTS {weights} is a {theirs_kind}, and MODEL.TRANSFORMERS.NAME a "
+            f"{own_kind}: give one model for both"
         )
     loaded, report = _read(weights, backbone.model)
     absent = set(report["missing_keys"])
@@ -60,8 +62,13 @@ def pretrained_backbone(
         for key, value in loaded.state_dict().items()
         if key not in absent
     }
-    logger.info("%s has a %s: %d tensors for the backbone", weights, kind, len(tensors))
+    logger.info("%s has a %s: %d tensors for the backbone", weights, own_kind, len(tensors))
     return tensors, sorted(report["unexpected_keys"])
+
+
+def _kind_of(config: Any) -> str:
+    """The type of a model; of timm's, which share one, the name of its architecture."""
+    return f"{config.backbone} of timm" if is_timm(config) else config.model_type
 
 
 def _read(weights: str, own: Any) -> tuple[nn.Module, dict[str, Any]]:
@@ -69,6 +76,10 @@ def _read(weights: str, own: Any) -> tuple[nn.Module, dict[str, Any]]:
     place, revision = (weights, None) if is_folder else split_address(weights)
     options = {} if revision is None else {"revision": revision}
     try:
+        if is_timm(own.config):
+            file = _timm_file(place, revision)
+            loaded = build_timm(own.config, list(own.out_features), str(file))
+            return loaded, {"missing_keys": [], "unexpected_keys": []}  # timm reads all or nothing
         return type(own).from_pretrained(
             place, config=own.config, output_loading_info=True, **options
         )
@@ -79,3 +90,13 @@ def _read(weights: str, own: Any) -> tuple[nn.Module, dict[str, Any]]:
             f"({type(error).__name__}: {said}). Without a network, download the model elsewhere "
             "and give its folder"
         ) from error
+
+
+def _timm_file(place: str, revision: str | None) -> Path:
+    """Finds the file of weights in a folder, or fetches it from the hub."""
+    if Path(place).is_dir():
+        found = (Path(place, name) for name in TIMM_FILES)
+        return next((path for path in found if path.is_file()), Path(place, TIMM_FILES[0]))
+    from huggingface_hub import hf_hub_download  # which transformers itself imports
+
+    return Path(hf_hub_download(place, TIMM_FILES[0], revision=revision))

@@ -7,7 +7,8 @@ a configuration alone, which is a config.json; its weights come from MODEL.WEIGH
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .backbone import check_in_features
+from .timm_models import as_transformers, build_timm, is_timm, map_names
 from .vit import SCALE_OF_LEVEL, TOP_LEVEL, ViTPyramid, check_levels
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,7 @@ def build_transformers_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
     """
     keys, wanted = cfg.MODEL.TRANSFORMERS, list(cfg.MODEL.DETR.IN_FEATURES)
     config = parse_config(keys.CONFIG or config_text(keys.NAME))
-    stages = list(getattr(config, "stage_names", None) or [])
+    stages = _stages(config)
     has_pyramid = bool(wanted) and set(wanted) <= set(LEVELS)
     if has_pyramid:
         check_levels(wanted)
@@ -146,7 +148,7 @@ def config_text(name: str) -> str:
     path = path if path.is_file() else _fetched(name)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        kept = {key: value for key, value in content.items() if key not in UNUSED}
+        kept = {k: value for k, value in as_transformers(content).items() if k not in UNUSED}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"MODEL.TRANSFORMERS.NAME {name}: {path} cannot be read: {error}"
@@ -191,20 +193,35 @@ def parse_config(text: str) -> Any:
         raise UserError(f"MODEL.TRANSFORMERS: the configuration is wrong ({error})") from error
 
 
+def _stages(config: Any) -> list[str]:
+    """Lists the names of a model's maps."""
+    with _building(config):
+        return map_names(config) if is_timm(config) else list(getattr(config, "stage_names", ()))
+
+
 def _model_of(config: Any, out_features: list[str]) -> Any:
     """Builds a model with maps of these stages, in single precision."""
-    transformers = import_transformers()
-    config.reshape_hidden_states = True  # maps rather than tokens, of ViTs
-    try:
+    with _building(config):
+        if is_timm(config):
+            return build_timm(config, out_features).float()
+        config.reshape_hidden_states = True  # maps rather than tokens, of ViTs
         config.out_features = out_features
-        model = transformers.AutoBackbone.from_config(config)
+        return import_transformers().AutoBackbone.from_config(config).float()
+
+
+@contextmanager
+def _building(config: Any) -> Iterator[None]:
+    """Makes errors of building a model ours."""
+    try:
+        yield
+    except UserError:
+        raise
     except Exception as error:  # numbers that do not fit raise many kinds
         said = " ".join(str(error).split(". ")[0].split())[:200]
         raise UserError(
             f"MODEL.TRANSFORMERS: a model of type {config.model_type} is no backbone that "
             f"transformers can build ({type(error).__name__}: {said})"
         ) from error
-    return model.float()
 
 
 def _strides(model: nn.Module) -> list[int]:

@@ -1,22 +1,16 @@
 """Any backbone of Detectron2's registry, at image sizes that it does not take as they are."""
 
-import functools
-import importlib.util
-import sys
-import types
-
 import pytest
 import torch
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from detectron2.modeling.backbone import MViT, RegNet, SimpleFeaturePyramid, ViT
 from detectron2.modeling.backbone.regnet import ResBottleneckBlock, SimpleStem
-from torchvision.ops import MLP, StochasticDepth
 
 from groupdetr_d2 import model_zoo
 from groupdetr_d2.engine.freezing import freeze
 from groupdetr_d2.engine.train_step import check_gradients
 from groupdetr_d2.errors import UserError
-from tests.conftest import SHRINK, make_batch
+from tests.conftest import SHRINK, hide_timm, make_batch
 
 SMALL = [
     *("MODEL.DEVICE", "cpu", "MODEL.DETR.DEC_LAYERS", 2, "MODEL.DETR.HIDDEN_DIM", 32),
@@ -102,30 +96,14 @@ def model_on(backbone, in_features, config="dab_deformable_detr_shapes"):
 SWIN = SHRINK[SHRINK.index("MODEL.SWIN.EMBED_DIM") : SHRINK.index("MODEL.DETR.DROPOUT")]
 
 
-def stand_in_mlp(in_features, hidden_features, out_features=None, act_layer=torch.nn.GELU):
-    widths = [hidden_features, out_features or in_features]
-    return MLP(in_features, widths, activation_layer=act_layer)
-
-
-@pytest.fixture
-def timm(monkeypatch):
-    """Two classes of timm, which Detectron2's ViT and MViT import, where it is not installed."""
-    if importlib.util.find_spec("timm") is None:
-        layers = types.ModuleType("timm.models.layers")
-        layers.DropPath = functools.partial(StochasticDepth, mode="row")
-        layers.Mlp = stand_in_mlp
-        for name in ("timm", "timm.models", "timm.models.layers"):
-            monkeypatch.setitem(sys.modules, name, layers)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
-def test_a_package_that_a_backbone_needs_is_named():
-    with pytest.raises(UserError, match="mvit: No module named 'timm'; pip install timm"):
+def test_a_package_that_a_backbone_needs_is_named(monkeypatch):
+    hide_timm(monkeypatch)
+    with pytest.raises(UserError, match="mvit: .*timm.*; pip install timm"):
         model_on("mvit", BACKBONES["mvit"])
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_any_backbone_at_odd_sizes(backbone, timm):
+def test_any_backbone_at_odd_sizes(backbone):
     model = model_on(backbone, BACKBONES[backbone])
     odd = make_batch(sizes=((67, 93), (101, 66)), num_classes=6)
     losses = model(odd)
@@ -172,7 +150,7 @@ def test_wrong_features_name_what_there_is(backbone, names, message):
         model_on(backbone, names)
 
 
-def test_an_image_larger_than_the_square_is_refused(timm):
+def test_an_image_larger_than_the_square_is_refused():
     model = model_on("vit_pyramid", BACKBONES["vit_pyramid"])
     with pytest.raises(
         UserError, match="side of 130 pixels, and the backbone takes squares of 128"
