@@ -12,10 +12,12 @@ from groupdetr_d2.config import build_config
 from groupdetr_d2.data.catalog import images_of
 from groupdetr_d2.data.custom import register_custom_datasets
 from groupdetr_d2.data.loader import build_test_loader
+from groupdetr_d2.data.nuscenes.cubes import register_cubes_of
 from groupdetr_d2.data.shapes import ShapesSpec, generate_shapes
 from groupdetr_d2.modeling.meta_arch import task_of
 from tests.conftest import ROOT
 
+CUBES = "configs/quick_start/group_petr_cubes.yaml"
 CONFIG = "configs/quick_start/conditional_detr_shapes.yaml"
 DAB = ["MODEL.DETR.VARIANT", "dab_detr", "MODEL.DETR.POSITION_TEMPERATURE", 20]
 SAM = ["MODEL.DETR.VARIANT", "sam_detr", "MODEL.DETR.PROJECTION_NORM", "GN"]
@@ -78,6 +80,17 @@ def four_images(tmp_path, family, num_groups):
     return cfg
 
 
+def train(model, batch, *, steps, highest_lr, clip_norm):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest_lr, total_steps=steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum(model(batch).values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        optimizer.step()
+        schedule.step()
+
+
 # one group of each kind of model, and three of every family
 CASES = [(family, 3) for family in FAMILIES]
 CASES += [(family, 1) for family in ("conditional_detr", "dino", "mask2former")]
@@ -92,15 +105,8 @@ def test_four_images_are_learnt_by_heart(tmp_path, family, num_groups):
     batch = [mapper(d) for d in images_of(name, with_masks=task.with_masks)]
     torch.manual_seed(0)
     model = build_model(cfg)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
     *_, steps, highest_lr = SCHEDULES[family]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest_lr, total_steps=steps)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        sum(model(batch).values()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
-        schedule.step()
+    train(model, batch, steps=steps, highest_lr=highest_lr, clip_norm=0.1)
     evaluator = task.build_evaluator(name, str(tmp_path))
     mapper = task.build_mapper(cfg, is_train=False)
     loader = build_test_loader(cfg, task.data.images_of(name, is_evaluated=True), mapper)
@@ -108,3 +114,32 @@ def test_four_images_are_learnt_by_heart(tmp_path, family, num_groups):
     assert task.score_of(results) > 90
     assert json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert MetadataCatalog.get(name).thing_classes[0] == "circle"
+
+
+@pytest.mark.slow
+def test_a_keyframe_is_learnt_by_heart(tmp_path, monkeypatch):
+    """Places, sizes, headings and velocities of all boxes in six photographs."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    cubes = [("KEYFRAMES", 1), ("TRAIN_SCENES", 1), ("VAL_SCENES", 1)]
+    space = [-9.0, -9.0, -3.0, 9.0, 9.0, 1.0]
+    opts = [x for key, value in cubes for x in (f"DATASETS.CUBES.{key}", value)]
+    opts += ["MODEL.DEVICE", "cpu", "MODEL.DETR.NUM_GROUPS", 3, "MODEL.DETR.SPACE.BOX_RANGE", space]
+    opts += ["MODEL.DETR.NUM_OBJECT_QUERIES", 16, "MODEL.DETR.DEC_LAYERS", 2]
+    cfg = build_config(str(ROOT / CUBES), [str(x) for x in opts])
+    register_cubes_of(cfg)
+    task = task_of(cfg)
+    mapper = task.build_mapper(cfg, is_train=True)
+    batch = [mapper(record) for record in task.data.images_of("cubes_train")]
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    train(model, batch, steps=300, highest_lr=1.2e-3, clip_norm=2.0)
+    truth, found = batch[0]["instances"], model.eval()(batch)[0]["instances"]
+    best = found[found.scores.argsort(descending=True)[: len(truth)]]
+    distances = torch.cdist(truth.gt_boxes3d[:, :2], best.pred_boxes3d[:, :2])
+    assert len(truth) > 5 and distances.min(1).values.max() < 0.3
+    best = best[distances.argmin(1)]
+    assert torch.equal(best.pred_classes, truth.gt_classes)
+    difference = best.pred_boxes3d - truth.gt_boxes3d
+    turn = difference[:, 6]
+    assert torch.atan2(turn.sin(), turn.cos()).abs().max() < 0.3
+    assert difference[:, 2:6].abs().max() < 0.3 and difference[:, 7:].abs().max() < 1.0
