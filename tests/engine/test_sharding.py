@@ -124,10 +124,17 @@ def be_stopped(self, batch):
 
 
 def train_in_two(args):
-    """Run by `launch`: a whole training, the rest of another, and two that end early."""
+    """Run by `launch`: a whole training, the rest of two others, and two that end early.
+
+    One of the others goes on with DistributedDataParallel.
+    """
     folder = args.folder
     found = {"whole": train(folder / "two", *SHARDED)[1]}
     trainer, found["rest"] = train(folder / "two_of_one", *SHARDED, *WITHOUT_TEST, resume=True)
+    if comm.is_main_process():
+        start_again_from(folder / "two", folder / "plain_of_two")
+    comm.synchronize()
+    found["plain"] = train(folder / "plain_of_two", *WITHOUT_TEST, resume=True)[1]
     found["held"] = sum(p.to_local().numel() for p in trainer.raw_model.parameters())
     found["kept"] = sum(p.numel() for p in trainer.whole_copy.model.parameters())
 
@@ -196,11 +203,12 @@ def test_two_processes_that_share_parameters_train_what_one_process_trains(tmp_p
 
     assert_same_losses([x["whole"] for x in found], expected)
     assert_same_losses([x["rest"] for x in found], expected[HALF_WAY:])
+    assert_same_losses([x["plain"] for x in found], expected[HALF_WAY:])
     start_again_from(tmp_path / "two", tmp_path / "one_of_two")
     rest = train(tmp_path / "one_of_two", *WITHOUT_TEST, resume=True)[1]
     assert_same_losses([rest], expected[HALF_WAY:])
     names = ("two/model_0000002", "two/model_final", "two_of_one/model_final")
-    for name in (*names, "one_of_two/model_final"):
+    for name in (*names, "plain_of_two/model_final", "one_of_two/model_final"):
         same = tmp_path / "one" / name.rpartition("/")[2]
         assert_same_checkpoint(tmp_path / f"{name}.pth", same.with_suffix(".pth"))
     # ahead of an evaluation, in which one process can fail alone
