@@ -7,7 +7,16 @@ import numpy as np
 
 from ..groups import QueryGroups
 from .output import COLOURS, new_figure, save_figure, write_csv
-from .runs import Run, RunsError, by_label, mean_and_spread, mean_curve, read_runs, split_label
+from .runs import (
+    Run,
+    RunsError,
+    by_label,
+    mean_and_spread,
+    mean_curve,
+    metric_of,
+    read_runs,
+    split_label,
+)
 
 
 def run(args: argparse.Namespace) -> str:
@@ -27,12 +36,12 @@ def run(args: argparse.Namespace) -> str:
             raise RunsError(f"runs called {label!r} differ in K: give them labels, LABEL=PATH")
     if unit == "epoch" and not all(run.epoch_iters for run in runs):
         unit = "iteration"
-    out = Path(args.out)
+    out, metric = Path(args.out), metric_of(runs)
     rows = [row for label, same in together.items() for row in curve_rows(label, same)]
     write_csv(out / "convergence.csv", rows)
     draw(together, rows, unit, args.pairs, out / "convergence.png")
     last = [f"{k}: {mean_and_spread([r.final_ap for r in same])}" for k, same in together.items()]
-    return "last AP: " + "; ".join(last)
+    return f"last {metric}: " + "; ".join(last)
 
 
 def curve_rows(label: str, runs: list[Run]) -> list[dict]:
@@ -46,7 +55,7 @@ def curve_rows(label: str, runs: list[Run]) -> list[dict]:
             "iteration": int(iteration),
             "epoch": iteration / (runs[0].epoch_iters or float("nan")),
             "seconds": iteration * seconds,
-            "AP": mean,
+            runs[0].metric: mean,
             "deviation": spread,
         }
         for iteration, mean, spread in zip(*mean_curve(runs), strict=True)
@@ -62,10 +71,11 @@ def draw(
     together: dict[str, list[Run]], rows: list[dict], unit: str, pairs: bool, path: Path
 ) -> None:
     """Draws the curves over `unit`, a column of the rows."""
-    figure, axes = new_figure("convergence", unit, "AP")
+    metric = metric_of(run for same in together.values() for run in same)
+    figure, axes = new_figure("convergence", unit, metric)
     for i, (label, runs) in enumerate(together.items()):
         own = [row for row in rows if row["label"] == label]
-        x, mean, spread = (np.array([r[k] for r in own]) for k in (unit, "AP", "deviation"))
+        x, mean, spread = (np.array([r[k] for r in own]) for k in (unit, metric, "deviation"))
         colour = COLOURS[(i // 2 if pairs else i) % len(COLOURS)]
         style = ("--", 1.2) if is_baseline(runs) else ("-", 2.4)
         axes.plot(x, mean, color=colour, linestyle=style[0], linewidth=style[1], label=label)

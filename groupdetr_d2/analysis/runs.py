@@ -1,7 +1,8 @@
 """Finished and running trainings: their curves of AP, from a folder or from a file of results.
 
 A results file is JSON: ``{"runs": [{"label", "seed", "AP": {iteration: AP}, ...}, ...]}``. It is
-what `analyze sweep` writes, and small enough to be committed.
+what `analyze sweep` writes, and small enough to be committed. "metric" says what the numbers under
+"AP" are called, if they are something else.
 """
 
 import json
@@ -30,7 +31,8 @@ class Run:
 
     label: str
     seed: int
-    ap: dict[int, float]  # by number of iterations done: the task's metric, such as NDS in 3D
+    ap: dict[int, float]  # by number of iterations done: the task's metric
+    metric: str = "AP"  # what it is called, such as NDS for boxes in space
     num_groups: int = 1
     epoch_iters: float | None = None  # iterations of an epoch, if known
     seconds: float | None = None  # of an iteration, median
@@ -73,6 +75,7 @@ def run_of(record: dict) -> Run:
         label=record["label"],
         seed=record["seed"],
         ap={int(i): ap for i, ap in record["AP"].items()},
+        metric=record.get("metric", "AP"),
         num_groups=record.get("num_groups", 1),
         epoch_iters=record.get("epoch_iters"),
         seconds=record.get("seconds_per_iteration"),
@@ -103,6 +106,7 @@ def read_folder(folder: Path, label: str) -> Run:
         label=label,
         seed=config["SEED"],
         ap=over_iterations(task.metric),
+        metric=task.metric.rpartition("/")[2],
         num_groups=config["MODEL"]["DETR"]["NUM_GROUPS"],
         epoch_iters=next(
             ((r["iteration"] + 1) / r["epoch"] for r in metrics if r.get("epoch")), None
@@ -149,6 +153,19 @@ def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:
     for run in runs:
         together.setdefault(run.label, []).append(run)
     return together
+
+
+def metric_of(runs: Iterable[Run]) -> str:
+    """Returns the name of the metric that all runs have.
+
+    Raises:
+        RunsError: some have another one, so that they cannot be compared.
+    """
+    labels = {run.metric: run.label for run in runs}
+    if len(labels) > 1:
+        named = ", ".join(f"{metric} of {label!r}" for metric, label in labels.items())
+        raise RunsError(f"these runs have different metrics, and cannot be compared: {named}")
+    return next(iter(labels), "AP")
 
 
 def mean_curve(runs: list[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

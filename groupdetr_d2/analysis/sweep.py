@@ -28,7 +28,7 @@ from ..config import build_config
 from ..errors import UserError
 from .output import new_figure, save_figure, write_csv
 from .results_file import PACKAGES, describe_machine, load_results, save_results, version_of
-from .runs import Run, by_label, mean_and_spread, read_folder, run_of
+from .runs import Run, by_label, mean_and_spread, metric_of, read_folder, run_of
 
 logger = logging.getLogger(__name__)
 # where a training runs and where its data lie: nothing that its result depends on
@@ -171,6 +171,7 @@ def make_record(job: Job, run: Run, threads: int) -> dict:
         "opts": list(job.opts),
         "num_groups": cfg.MODEL.DETR.NUM_GROUPS,
         "epoch_iters": run.epoch_iters,
+        "metric": run.metric,
         "AP": run.ap,
         "summary": run.summary,
         "seconds_per_iteration": run.seconds,
@@ -182,7 +183,8 @@ def make_record(job: Job, run: Run, threads: int) -> dict:
 
 
 def report(runs: list[Run], key: str, out: Path) -> str:
-    """Draws the last AP of every label, and writes it as CSV."""
+    """Draws the last AP, or other metric, of every label, and writes it as CSV."""
+    metric = metric_of(runs)
     rows: list[dict] = []
     values: dict[str, list[float]] = {}
     for label, same in by_label(runs).items():
@@ -193,17 +195,17 @@ def report(runs: list[Run], key: str, out: Path) -> str:
             {
                 "label": label,
                 "seeds": len(same),
-                "AP": float(np.mean(values[label])),
+                metric: float(np.mean(values[label])),
                 "deviation": spread,
                 "seconds per iteration": float(np.mean(times)) if times else float("nan"),
             }
         )
     write_csv(out / "sweep.csv", rows)
-    figure, axes = new_figure("AP of the last evaluation", key, "AP")
+    figure, axes = new_figure(f"{metric} of the last evaluation", key, metric)
     places = _places([row["label"] for row in rows], key)
     axes.errorbar(
         places,
-        [r["AP"] for r in rows],
+        [r[metric] for r in rows],
         [r["deviation"] for r in rows],
         marker="o",
         capsize=3,

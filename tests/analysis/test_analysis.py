@@ -230,6 +230,23 @@ def test_convergence_of_a_folder_and_of_a_results_file(training, tmp_path, capsy
     assert [float(r["epoch"]) for r in own] == [1.5, 3.0]  # 8 images, 4 a batch
 
 
+def test_other_metrics_have_their_name_and_are_not_mixed(tmp_path, capsys):
+    """Trainings of boxes in space have NDS."""
+    record = {"label": "PETR", "seed": 0, "AP": {"3": 1.0, "6": 2.0}, "metric": "NDS"}
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"runs": [record, {**record, "seed": 1}]}))
+    text, rows = analyze(capsys, "convergence", tmp_path, "--runs", results)
+    assert "last NDS: PETR: 2.0" in text
+    assert [float(r["NDS"]) for r in rows] == [1.0, 2.0] and "AP" not in rows[0]
+    (run,) = runs.read_runs(results)[:1]
+    assert "PETR: 2.0" in sweep.report([run], "", tmp_path)
+    assert (tmp_path / "sweep.csv").read_text().startswith("label,seeds,NDS,")
+    other = {**record, "label": "DINO", "metric": "AP"}
+    results.write_text(json.dumps({"runs": [record, other]}))
+    with pytest.raises(SystemExit, match="different metrics.*NDS of .PETR., AP of .DINO."):
+        analyze(capsys, "convergence", tmp_path, "--runs", results)
+
+
 def test_memory_and_time(tmp_path, capsys, warm_measuring):
     """Of the smallest model: a row a case."""
     config = tmp_path / "small.yaml"
