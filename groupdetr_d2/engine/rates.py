@@ -18,14 +18,17 @@ from ..modeling.queries import QueryBank
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, GroupLayerNorm)
 EMBEDDINGS = (nn.Embedding, QueryBank)
-BLOCK = re.compile(r"backbone\.net\.blocks\.(\d+)\.")
-EMBEDDED = ("backbone.net.pos_embed", "backbone.net.patch_embed.")
+# the ViT of this package, or one of transformers or timm; of those, models with blocks in stages,
+# such as Swin, are none
+VIT = r"backbone\.(?:net\.)?(?:model\.(?:[a-z_]+\.)*)?"
+BLOCK = re.compile(VIT + r"(?:blocks|layers?)\.(\d+)\.(?!blocks\.|downsample\.)")
+EMBEDDED = re.compile(VIT + r"(?:pos_embed$|patch_embed\.|embeddings\.|(?:cls|reg)_token$)")
 # kinds of parameters that SOLVER.NO_DECAY can name, besides "norm" and "embedding": the last part
 # of their names
 NAMED_KINDS = {
     "bias": re.compile(r"bias$"),
-    "position": re.compile(r"(pos_embed|rel_pos_[hw]|level_embedding)$"),
-    "layer_scale": re.compile(r"gamma_[12]$"),
+    "position": re.compile(r"(pos_embed|position_embeddings|rel_pos_[hw]|level_embedding)$"),
+    "layer_scale": re.compile(r"(gamma_[12]|lambda_?[12]|ls[12]\.gamma)$"),
 }
 
 
@@ -86,7 +89,7 @@ def layer_factor(name: str, depth: int, decay: float) -> float:
     block = BLOCK.match(name)
     if block:
         return decay ** (depth - int(block[1]))
-    return decay ** (depth + 1) if name.startswith(EMBEDDED) else 1.0
+    return decay ** (depth + 1) if EMBEDDED.match(name) else 1.0
 
 
 def power_of(name: str, powers: dict[str, float]) -> float:
@@ -167,7 +170,7 @@ def label_of(name: str) -> str:
     block = BLOCK.match(name)
     if block:
         return f"backbone, block {block[1]}"
-    if name.startswith(EMBEDDED):
+    if EMBEDDED.match(name):
         return "backbone, embeddings"
     first, second, *_ = name.split(".")
     if first == "head":

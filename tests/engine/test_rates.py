@@ -2,7 +2,7 @@ import pytest
 from detectron2.modeling import build_model
 
 from groupdetr_d2.config import build_config
-from groupdetr_d2.engine.rates import layer_factor, rate_table, rates_of
+from groupdetr_d2.engine.rates import depth_of, layer_factor, rate_table, rates_of
 from groupdetr_d2.engine.solver import build_optimizer
 from groupdetr_d2.errors import UserError
 from tests.conftest import ROOT, SHRINK, small_model
@@ -37,6 +37,41 @@ def test_layer_decay_of_vit_huge(decay, last, block_24, block_16, first, embeddi
         assert layer_factor(name, 32, decay) == pytest.approx(embeddings, rel=2e-2)
     for name in ("backbone.simfp_3.0.weight", "head.decoder.layers.0.norm.weight"):
         assert layer_factor(name, 32, decay) == 1
+
+
+@pytest.mark.parametrize(
+    "embedded, block",
+    [
+        ("embeddings.patch_embeddings.projection.bias", "encoder.layer.2.norm1.weight"),
+        ("embeddings.register_tokens", "model.layer.2.layer_scale1.lambda1"),
+        ("beit.embeddings.cls_token", "beit.layers.2.attention.q_proj.weight"),
+        ("_backbone.model.pos_embed", "_backbone.model.blocks.2.attn.qkv.bias"),
+        ("_backbone.model.reg_token", "_backbone.model.blocks.2.ls1.gamma"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["backbone.net.model.", "backbone.model."])
+def test_layer_decay_of_vits_of_transformers_and_timm(prefix, embedded, block):
+    """DINOv2, DINOv3, BEiT, and two of timm, with a pyramid and with their own map."""
+    assert depth_of([prefix + block, "head.decoder.layers.7.norm.weight"]) == 3
+    assert layer_factor(prefix + embedded, 4, 0.5) == 0.5**5
+    assert layer_factor(prefix + block, 4, 0.5) == 0.5**2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbone.layers.1.blocks.2.attn.qkv.weight",
+        "backbone.model.swin.encoder.layers.1.blocks.2.attention.q_proj.weight",
+        "backbone.model.swin.encoder.layers.1.downsample.reduction.weight",
+        "backbone.net.model._backbone.layers_1.blocks.2.attn.qkv.weight",
+        "backbone.model.encoder.stages.1.layers.2.pwconv1.weight",
+        "backbone.model.encoder.stages.1.layers.2.layer.0.convolution.weight",
+        "backbone.model._backbone.stages_1.blocks.2.mlp.fc1.weight",
+        "backbone.res4.2.conv1.weight",
+    ],
+)
+def test_blocks_in_stages_are_no_vit(name):
+    assert depth_of([name]) == 0 and layer_factor(name, 4, 0.5) == 1
 
 
 def test_the_decays_compose():
