@@ -50,6 +50,11 @@ def fit_file(weights: str, out: str, classes: str) -> str:
     model = build_model(cfg)
     state = {name: torch.as_tensor(x) for name, x in used_tensors(content).items()}
     changed = fit_state_dict(state, model, old, list(chosen), list(chosen.values()))
+    if not changed:
+        raise CheckpointError(
+            f"{weights}: no tensor with a row for each of its {len(old)} classes was found, and "
+            "nothing could be fitted"
+        )
     _load(model, state, weights)
     kept = {key: content["run"][key] for key in ("stripped", "origin") if key in content["run"]}
     run = {"config": cfg.dump(), "classes": list(chosen), **kept}

@@ -21,9 +21,10 @@ from .vit_files import fit_vit
 logger = logging.getLogger(__name__)
 NOISE = 0.02  # relative to the bank's spread; copies of a query would otherwise train alike
 # tensors with a row for each class, and its axis; some have one more, which is the last one: for
-# "unknown" in the label embedding, for "no object" in Mask2Former's head
+# "unknown" in the label embedding, for "no object" in Mask2Former's head; in PETR's heads it is the
+# last layer, number 6, that has them
 CLASS_ROWS = (
-    (re.compile(r"predictor\.class_heads\.\d+\.(weight|bias)$"), 0),
+    (re.compile(r"predictor\.class_heads\.\d+\.(6\.)?(weight|bias)$"), 0),
     (re.compile(r"denoising\.label_embedding\.weight$"), 0),
     (re.compile(r"queries\.heads\.class_head\.(weight|bias)$"), 1),
 )

@@ -48,7 +48,7 @@ def _add_data_keys(cfg: CN) -> None:
     # TEST.AUG.SCALES. An empty list leaves it to those.
     cfg.TEST.AUG.MIN_SIZES = []
     # The bound of the longer side in test-time augmentation. 0 is INPUT.MAX_SIZE_TEST, in
-    # proportion to the shorter side.
+    # proportion to the shorter side, and no bound where INPUT.MIN_SIZE_TEST is 0.
     cfg.TEST.AUG.MAX_SIZE = 0
 
 

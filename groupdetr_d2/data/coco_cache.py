@@ -40,8 +40,11 @@ def cache_folder() -> Path:
 
 
 def cache_path(json_file: str, *, with_masks: bool = False) -> Path:
-    """The file of an annotation file's columns; those with masks are kept beside those without."""
-    name = hashlib.sha256(os.path.abspath(json_file).encode()).hexdigest()[:24]
+    """The file of an annotation file's columns; those with masks are kept beside those without.
+
+    An annotation file that is reached through a link has the columns of the one behind it.
+    """
+    name = hashlib.sha256(os.path.realpath(json_file).encode()).hexdigest()[:24]
     return cache_folder() / f"{name}{'_masks' if with_masks else ''}.safetensors"
 
 
@@ -89,6 +92,7 @@ def store(path: Path, state: dict[str, str], columns: CocoColumns) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(save(arrays, metadata))
+        os.chmod(unfinished, 0o644)  # for others who share the folder
         os.replace(unfinished, path)
     except BaseException:
         Path(unfinished).unlink(missing_ok=True)

@@ -136,6 +136,7 @@ def generate_shapes(spec: ShapesSpec, root: Path) -> Path:
     logger.info("generating %d images in %s", spec.num_images, folder)
     root.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=root))
+    unfinished.chmod(0o755)  # for others who share the folder
     (unfinished / "images").mkdir()
     images: list[dict] = []
     annotations: list[dict] = []

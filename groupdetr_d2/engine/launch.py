@@ -36,7 +36,11 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
     available = torch.cuda.device_count()
     if available and args.num_gpus > available:
         with report_errors():
-            raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {available} GPUs")
+            raise UserError(
+                f"--num-gpus {args.num_gpus}, but this machine has {available} GPUs. Those of "
+                "several machines: --num-gpus is the number of each, and --num-machines, "
+                "--machine-rank and --dist-url join them (docs/cluster.md)"
+            )
     if args.num_gpus > 1 and not available:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.num_gpus))
     several = args.num_gpus * args.num_machines > 1

@@ -97,7 +97,8 @@ class Predictor:
 
         Raises:
             ImageReadError: the file cannot be read, or the array is no image.
-            UserError: the model has no such group, or sees something else.
+            UserError: the model has no such group, or sees something else, or a group is chosen
+                with TEST.AUG.ENABLED.
         """
         stream = map(raised, self.each(as_several(image), threshold=threshold, group=group))
         if isinstance(image, Iterator):
@@ -160,6 +161,11 @@ class Predictor:
         return [found[i] for i in range(len(inputs))]
 
     def _detect_with(self, group: int, batch: list[dict]) -> list[Instances]:
+        if self.cfg.TEST.AUG.ENABLED:
+            raise UserError(
+                "TEST.AUG.ENABLED goes with the primary group alone: leave out `group`, or the "
+                "augmentation"
+            )
         groups = self.model.groups.separate()
         numbers = groups.numbers()
         if group not in numbers:

@@ -22,7 +22,7 @@ def build_resizes(cfg: CfgNode) -> list[Augmentation]:
     """
     aug, own, bound = cfg.TEST.AUG, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     if not own and not aug.MIN_SIZES:  # images are seen as they are
-        return [ResizeByFactor(x, aug.MAX_SIZE or round(x * bound)) for x in aug.SCALES]
+        return [ResizeByFactor(x, aug.MAX_SIZE or LARGEST_SIDE) for x in aug.SCALES]
     sizes = aug.MIN_SIZES or [max(1, round(x * own)) for x in aug.SCALES]
     bounds = {x: aug.MAX_SIZE or (round(bound * x / own) if own else LARGEST_SIDE) for x in sizes}
     return [ResizeShortestSide(size, largest) for size, largest in bounds.items()]

@@ -38,12 +38,12 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> FrameMapper:
         UserError: a key has a value that nothing can be built with.
     """
     views = cfg.INPUT.VIEWS
-    check_pair("INPUT.VIEWS.SIZE", views.SIZE, smallest=1)
+    check_pair("INPUT.VIEWS.SIZE", views.SIZE, smallest=1, is_whole=True)
     check_pair("INPUT.VIEWS.SCALES", views.SCALES)
     check_pair("INPUT.VIEWS.SPACE_SCALES", views.SPACE_SCALES)
     earlier = None
     if views.EARLIER:
-        check_pair("INPUT.VIEWS.EARLIER", views.EARLIER, smallest=0)
+        check_pair("INPUT.VIEWS.EARLIER", views.EARLIER, smallest=0, is_whole=True)
         first, end = views.EARLIER
         if not first < end:
             raise UserError(f"INPUT.VIEWS.EARLIER is {[first, end]}; the second has to be larger")
@@ -75,15 +75,17 @@ def build_reader(cfg: CfgNode) -> Callable[[Any], tuple[FramePicture, dict]]:
     return read
 
 
-def check_pair(key: str, values: Sequence[float], smallest: float = 1e-6) -> None:
-    """Checks that a key has two numbers; those of at least 1 are whole ones.
+def check_pair(
+    key: str, values: Sequence[float], smallest: float = 1e-6, *, is_whole: bool = False
+) -> None:
+    """Checks that a key has two numbers, which may have to be whole ones.
 
     Raises:
         UserError: naming the key and its value.
     """
-    kinds = (int, float) if smallest < 1 else int
+    kinds = int if is_whole else (int, float)
     if len(values) != 2 or not all(isinstance(x, kinds) and x >= smallest for x in values):
-        what = "numbers" if smallest < 1 else "whole numbers"
+        what = "whole numbers" if is_whole else "numbers"
         raise UserError(f"{key} is {list(values)}; it has to be two {what} of at least {smallest}")
 
 

@@ -20,6 +20,7 @@ from tests.data.objects365_names import NAMES
 CONFIGS = {
     "dino": "configs/DINO/dino_4scale_R_50_12ep.yaml",
     "detr": "configs/ConditionalDETR/conditional_detr_R_50_12ep.yaml",
+    "petr": "configs/quick_start/petr_cubes.yaml",
     "objectness": "configs/Deformable-DETR/deformable_detr_two_stage_R_50_50ep.yaml",
 }
 COCO = MetadataCatalog.get("coco_2017_val").thing_classes
@@ -115,6 +116,29 @@ def test_the_running_mean_is_fitted_and_a_file_says_which_rows(tmp_path, capsys)
         restored.model.state_dict()["head.queries.bank.weight"], mean["head.queries.bank.weight"]
     )
     assert "(new)" in capsys.readouterr().out
+
+
+def test_heads_of_several_layers_are_fitted(tmp_path, capsys):
+    """PETR's, whose last layer has the rows of classes; its others have as many channels."""
+    classes = ["cat", "dog", *"abcdefghijklmnopqrstuvwxyzABCD"]
+    weights, before = save(tmp_path, "petr", classes)
+    assert before["head.predictor.class_heads.0.0.weight"].shape == (32, 32)
+    wanted = tmp_path / "classes.json"
+    wanted.write_text(json.dumps({"dog": "dog", "cat": "cat", "unicorn": None}))
+    main(["fit", weights, str(tmp_path / "out.pth"), "--classes", str(wanted)])
+    after = restore(str(tmp_path / "out.pth")).model.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed and all(".class_heads." in name and ".6." in name for name in changed)
+    for name in changed:
+        assert torch.equal(after[name][:2], before[name][[1, 0]]) and len(after[name]) == 3
+
+
+def test_a_model_without_rows_of_classes_is_refused(tmp_path, monkeypatch):
+    weights, _ = save(tmp_path, "detr", ("cat", "dog"))
+    monkeypatch.setattr("groupdetr_d2.checkpoint.fitting.CLASS_ROWS", ())
+    (tmp_path / "classes.json").write_text(json.dumps({"dog": "dog", "cat": "cat"}))
+    with pytest.raises(UserError, match="no tensor with a row for each of its 2 classes"):
+        fit_file(weights, str(tmp_path / "out.pth"), str(tmp_path / "classes.json"))
 
 
 def test_fine_tuning_from_objects365_uses_the_table_by_itself(tmp_path, caplog):

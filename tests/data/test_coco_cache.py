@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +58,16 @@ def test_a_file_is_parsed_once(set_of_cocos_size, parses, texts, tmp_path):
     assert dicts_of(again) == dicts_of(first) == dicts_of(coco_file.examine(path)[0])
     assert again.fingerprint == coco_file.examine(path)[0].fingerprint
     assert type(again.image_ids[0]) is (str if texts else int)
+
+
+def test_a_link_to_a_file_has_the_same_columns(set_of_cocos_size, parses, tmp_path):
+    """Others may read them, who share the folder."""
+    first = read_again(set_of_cocos_size)
+    (tmp_path / "linked").symlink_to(tmp_path, target_is_directory=True)
+    again = read_again(str(tmp_path / "linked" / Path(set_of_cocos_size).name))
+    assert len(parses) == 1 and again.fingerprint == first.fingerprint
+    (kept,) = (tmp_path / "cache").glob("annotations/*")
+    assert kept.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_changed_file_is_parsed_anew(set_of_cocos_size, parses, package_log, tmp_path):

@@ -243,7 +243,11 @@ def test_sizes_of_augmentation_are_those_of_the_model_times_its_scales():
     ]
     assert view_sizes((100, 500), *halves, "TEST.AUG.MAX_SIZE", 300)[-1] == (60, 300)
     # images that the model sees as they are
-    assert view_sizes((100, 300), *halves, "INPUT.MIN_SIZE_TEST", 0)[::3] == [(50, 150), (150, 450)]
+    as_they_are = (*halves, "INPUT.MIN_SIZE_TEST", 0)
+    assert view_sizes((100, 300), *as_they_are)[::3] == [(50, 150), (150, 450)]
+    assert view_sizes((100, 500), *as_they_are)[1] == (100, 500)
+    bounded = (*as_they_are, "TEST.AUG.MAX_SIZE", 400)
+    assert view_sizes((100, 500), *bounded)[1] == (80, 400)
 
 
 def test_sizes_of_augmentation_that_are_given_count():

@@ -99,6 +99,13 @@ def test_batches_find_what_single_images_find(predictor):
         assert same(one, predictor(other, group=2))
 
 
+def test_augmentation_is_of_the_primary_group_alone(predictor, monkeypatch):
+    monkeypatch.setattr(predictor, "cfg", predictor.cfg.clone())
+    predictor.cfg.TEST.AUG.ENABLED = True
+    with pytest.raises(UserError, match="TEST.AUG.ENABLED goes with the primary group alone"):
+        predictor(picture(0, (60, 90)), group=0)
+
+
 def test_arrays_and_tensors_of_four_dimensions_are_several_images(predictor):
     images = np.stack([picture(i) for i in range(3)])
     tensor = torch.from_numpy(images[..., ::-1].copy()).permute(0, 3, 1, 2)

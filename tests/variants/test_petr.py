@@ -155,6 +155,7 @@ def test_a_resnet_can_stand_for_vovnet():
 
 def test_an_empty_range_of_earlier_frames_is_refused():
     cfg = build_config(str(ROOT / "configs/PETR/petrv2_V2_99_800x320_24ep.yaml"), [])
-    cfg.INPUT.VIEWS.EARLIER = [5, 5]
-    with pytest.raises(UserError, match="INPUT.VIEWS.EARLIER"):
-        BOXES3D.build_mapper(cfg, is_train=True)
+    for wrong in ([5, 5], [0.5, 1.5]):
+        cfg.INPUT.VIEWS.EARLIER = wrong
+        with pytest.raises(UserError, match="INPUT.VIEWS.EARLIER"):
+            BOXES3D.build_mapper(cfg, is_train=True)

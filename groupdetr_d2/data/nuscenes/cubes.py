@@ -93,6 +93,7 @@ def generate_cubes(spec: CubesSpec, root: Path) -> Path:
     logger.info("generating %d scenes in %s", spec.num_scenes, folder)
     root.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=root))
+    unfinished.chmod(0o755)  # for others who share the folder
     try:
         _write(spec, unfinished)
         unfinished.rename(folder)

@@ -125,14 +125,19 @@ class EarlierFrame:
         if not number:
             return None
         if not is_train:
-            return min((self.first + self.end) // 2 - 1, number - 1)
+            return min(self.fixed, number - 1)
         end = max(min(self.end, number), self.first + 1)
         return min(int(np.random.randint(self.first, end)), number - 1)
 
     @property
+    def fixed(self) -> int:
+        """The frame of evaluation: the middle of the range, and the first of a range of one."""
+        return max(self.first, (self.first + self.end) // 2 - 1)
+
+    @property
     def typical_seconds(self) -> float:
         """The time to the earlier frame, if there is none and the keyframe stands for it."""
-        return (self.first + self.end) / 2 * self.seconds
+        return (self.fixed + 1) * self.seconds
 
 
 class FrameMapper:

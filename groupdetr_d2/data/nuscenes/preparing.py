@@ -58,7 +58,7 @@ def index_path(root: str | Path, version: str, split: str) -> Path:
     """
     folder, chosen = Path(root, FOLDER), os.getenv("GROUPDETR_CACHE")
     if chosen:
-        name = sha256(os.path.abspath(root).encode()).hexdigest()[:24]
+        name = sha256(os.path.realpath(root).encode()).hexdigest()[:24]
         folder = Path(chosen, "nuscenes", name)
     return folder / f"{version}_{split}.npz"
 

@@ -253,6 +253,7 @@ def test_the_seed_makes_the_bytes(tmp_path):
     other = generate_cubes(replace(TINY, seed=1), tmp_path / "a")
     assert digests(one) == digests(two) and len(digests(one)) > 20
     assert other.name != one.name
+    assert one.stat().st_mode & 0o777 == 0o755  # others may share it
     images = {value for name, value in digests(one).items() if name.endswith("jpg")}
     assert not images & set(digests(other).values())
 

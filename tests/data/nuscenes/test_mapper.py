@@ -151,6 +151,13 @@ def test_the_earlier_frame_of_an_evaluation_is_fixed(number, chosen):
     assert EarlierFrame(3, 27).choose(number, is_train=False) == chosen
 
 
+@pytest.mark.parametrize("first, end, chosen", [(0, 1, 0), (0, 2, 0), (1, 2, 1), (2, 6, 3)])
+def test_the_earlier_frame_of_an_evaluation_is_one_of_those_in_training(first, end, chosen):
+    frame = EarlierFrame(first, end, seconds=0.5)
+    assert frame.choose(10, is_train=False) == chosen in range(first, end)
+    assert frame.typical_seconds == (chosen + 1) * 0.5
+
+
 def test_seconds_between_frames(record):
     mapper = make_mapper(is_train=False, earlier=EarlierFrame(3, 27))
     assert mapper(record)["interval"] == pytest.approx(0.48)
