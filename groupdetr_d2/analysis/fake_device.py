@@ -6,6 +6,7 @@ way here: the types of autocast, attention and dropout, the sampling of deformab
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ COUNTED = {
 IS_CUDA = vars(torch._C.TensorBase)["is_cuda"].__get__
 INPUTS_IN_FULL = {"layer_norm", "group_norm"}  # autocast's float32 operations on CUDA
 OUTPUTS_IN_FULL = {"softmax", "log_softmax"}  # their inputs are read as they are
+CACHES = "transformers.pytorch_utils"  # where its functions keep results, except in a compiler
 Shapes = tuple[tuple[int, int], ...]
 
 
@@ -34,6 +36,10 @@ def implementations_of(device: str) -> Iterator[None]:
     """Has a CPU's fake tensors treated as by a "cuda" or by a "cpu" device."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_replaced(deform_sampling, choose=lambda _: SAMPLING[device]))
+        if CACHES in sys.modules:  # which would keep tensors without data beyond a step
+            stack.enter_context(
+                _replaced(sys.modules[CACHES], is_torchdynamo_compiling=lambda: True)
+            )
         if device == "cuda":
             stack.enter_context(_replaced(attention, implementation=_attend_on_cuda))
             stack.enter_context(_replaced(two_stage, CHUNKS={}))

@@ -145,30 +145,38 @@ class FakeModel:
         _make_fake(self.model, self.mode)
         self.model.criterion.assign = first_queries
 
-    def count(self, batch: list[dict], dtype: torch.dtype | None, device: str) -> StepPeaks:
+    def count(
+        self, batch: list[dict], dtype: torch.dtype | None, device: str, *, sharded: bool = False
+    ) -> StepPeaks:
         """Counts the memory of a training step.
 
         Args:
             batch: inputs of the model, with data; of images the sizes are read alone.
             dtype: the type of autocast; None for full precision.
             device: "cuda" or "cpu", whose kernels are counted.
+            sharded: whether the copies of weights that autocast makes are not kept, as in a
+                training whose parameters are divided among processes.
         """
         structures._sizes.cache_clear()  # tensors without data are of one step alone
         try:
             with implementations_of(device):
-                live = self._run(batch, dtype)
+                live = self._run(batch, dtype, keeps_copies=not sharded)
         finally:
             structures._sizes.cache_clear()
             self.model.zero_grad()
         return StepPeaks(self.parameters, live.peak, live.peak_beside)
 
-    def _run(self, batch: list[dict], dtype: torch.dtype | None) -> LiveStorages:
+    def _run(
+        self, batch: list[dict], dtype: torch.dtype | None, *, keeps_copies: bool
+    ) -> LiveStorages:
         model, live = self.model, LiveStorages([*self.model.parameters(), *self.model.buffers()])
         inputs = self._give(batch, live)
         trained = [p for p in model.parameters() if p.requires_grad]
         handles = [p.register_post_accumulate_grad_hook(live.mark_gradient) for p in trained]
         with self.mode, live:
-            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            with torch.autocast(
+                "cpu", dtype, enabled=dtype is not None, cache_enabled=keeps_copies
+            ):
                 losses = model(inputs)
             total = sum(losses.values())
             del losses

@@ -88,11 +88,12 @@ def memory_by_choice(
     """
     images = len(batches[-1])
     parts = [n for n in range(1, images + 1) if images % n == 0]
-    peaks = dict(_count(cfg, args.device, num_groups, batches))
     shardings = (False, True) if args.num_gpus > 1 else (False,)
-    for sharded, n, (recompute, precision) in itertools.product(shardings, parts, peaks):
+    peaks = dict(_count(cfg, args.device, num_groups, batches, shardings))
+    ways = itertools.product((False, True), PRECISIONS)
+    for sharded, n, (recompute, precision) in itertools.product(shardings, parts, ways):
         memory = memory_of(
-            _peaks_at(peaks[recompute, precision], images // n),
+            _peaks_at(peaks[sharded, recompute, precision], images // n),
             num_gpus=args.num_gpus,
             accumulates=n > 1,
             sharded=sharded,
@@ -102,17 +103,23 @@ def memory_by_choice(
 
 
 def _count(
-    cfg, device: str, num_groups: int, batches: list[list[dict]]
-) -> Iterator[tuple[tuple[bool, str], dict[int, StepPeaks]]]:
-    """Yields recomputation and precision, with the peaks by number of images."""
+    cfg,
+    device: str,
+    num_groups: int,
+    batches: list[list[dict]],
+    shardings: tuple[bool, ...],
+) -> Iterator[tuple[tuple[bool, bool, str], dict[int, StepPeaks]]]:
+    """Yields sharding, recomputation and precision, with the peaks by number of images."""
     cfg = cfg.clone()
     cfg.MODEL.DETR.NUM_GROUPS = num_groups
     for recompute in (False, True):
         cfg.MODEL.DETR.RECOMPUTE = recompute
         model = FakeModel(cfg)
-        for name, dtype in PRECISIONS.items():
-            counted = {len(batch): model.count(batch, dtype, device) for batch in batches}
-            yield (recompute, name), counted
+        for sharded, (name, dtype) in itertools.product(shardings, PRECISIONS.items()):
+            yield (
+                (sharded, recompute, name),
+                {len(x): model.count(x, dtype, device, sharded=sharded) for x in batches},
+            )
 
 
 def _peaks_at(known: dict[int, StepPeaks], images: int) -> StepPeaks:

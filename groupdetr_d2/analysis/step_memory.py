@@ -110,7 +110,7 @@ def estimate_step(
     at_once = -(-images // parts)
     size = image_size or largest_size(cfg)
     batch = random_inputs(cfg, size, at_once, num_objects)
-    peaks = FakeModel(cfg).count(batch, amp_dtype_of(cfg), device)
+    peaks = FakeModel(cfg).count(batch, amp_dtype_of(cfg), device, sharded=sharded)
     return memory_of(
         peaks,
         num_gpus=num_gpus,

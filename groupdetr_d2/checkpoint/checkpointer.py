@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..distributed import first_process_first, whole_state
 from ..errors import UserError
+from ..modeling.vit import ViT
 from ..name_patterns import matching_names
 from . import torchvision_files  # noqa: F401  registers torchvision://
 from .files import (
@@ -31,6 +32,8 @@ from .transformers_files import pretrained_backbone
 from .vit_files import name_vit
 
 logger = logging.getLogger(__name__)
+# names of Microsoft's Swin
+SWIN_MARKS = {"patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight"}
 
 
 class GroupCheckpointer(DetectionCheckpointer):
@@ -189,7 +192,8 @@ class GroupCheckpointer(DetectionCheckpointer):
         check_filled(self.states, self.model.state_dict(), path)
 
     def _load_file(self, filename: str) -> dict:
-        return read_content(filename, trust=self.trust)
+        has_vit = any(isinstance(module, ViT) for module in self.model.modules())
+        return read_content(filename, trust=self.trust, has_vit=has_vit)
 
     def _load_model(self, checkpoint: dict):
         if self.is_new_use and "mean_weights" in checkpoint:
@@ -215,11 +219,13 @@ class GroupCheckpointer(DetectionCheckpointer):
         return incompatible
 
 
-def read_content(filename: str, *, trust: bool = False) -> dict:
+def read_content(filename: str, *, trust: bool = False, has_vit: bool = True) -> dict:
     """Reads a checkpoint of this package, of Detectron2, pycls, torchvision, Swin or a plain ViT.
 
     Args:
         trust: whether the file may run code.
+        has_vit: whether a plain ViT is for this package's; one that is for another, such as a
+            user's own, keeps its names.
 
     Returns:
         a dictionary with "model", a state dict, and what else the file holds. With a plain ViT's
@@ -231,11 +237,11 @@ def read_content(filename: str, *, trust: bool = False) -> dict:
     """
     content = _read_content(filename, trust)
     content.pop("left_out", None)
-    vit = name_vit(content["model"], filename)
+    vit = name_vit(content["model"], filename) if has_vit else None
     if vit is not None:
         content["model"], content["left_out"] = vit
         content.pop("matching_heuristics", None)  # of names, which are known now
-    elif "patch_embed.proj.weight" in content["model"]:
+    elif SWIN_MARKS <= set(content["model"]):
         content["model"] = _swin_backbone(content["model"])
     return content
 

@@ -56,11 +56,9 @@ def pretrained_backbone(
             f"{own_kind}: give one model for both"
         )
     loaded, report = _read(weights, backbone.model)
-    absent = set(report["missing_keys"])
+    known = set(backbone.model.state_dict()) - set(report["missing_keys"])
     tensors = {
-        f"{name}.model.{key}": value
-        for key, value in loaded.state_dict().items()
-        if key not in absent
+        f"{name}.model.{key}": value for key, value in loaded.state_dict().items() if key in known
     }
     logger.info("%s has a %s: %d tensors for the backbone", weights, own_kind, len(tensors))
     return tensors, sorted(report["unexpected_keys"])

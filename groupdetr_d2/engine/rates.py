@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
+from detectron2.layers.batch_norm import LayerNorm
 from tabulate import tabulate
 from torch import nn
 
@@ -16,12 +17,15 @@ from ..errors import UserError
 from ..layers.per_group import GroupLayerNorm
 from ..modeling.queries import QueryBank
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, GroupLayerNorm)
+NORMS = (
+    *(nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, GroupLayerNorm),
+    LayerNorm,  # Detectron2's, of channels, in ViTDet's pyramid
+)
 EMBEDDINGS = (nn.Embedding, QueryBank)
-# the ViT of this package, or one of transformers or timm; of those, models with blocks in stages,
-# such as Swin, are none
+# the ViT of this package, or one of transformers or timm
 VIT = r"backbone\.(?:net\.)?(?:model\.(?:[a-z_]+\.)*)?"
-BLOCK = re.compile(VIT + r"(?:blocks|layers?)\.(\d+)\.(?!blocks\.|downsample\.)")
+BLOCK = re.compile(VIT + r"(?:blocks|layers?)\.(\d+)\.(?!\d)")
+STAGE = re.compile(VIT + r"(?:blocks|layers?)\.\d+\.blocks?\.")
 EMBEDDED = re.compile(VIT + r"(?:pos_embed$|patch_embed\.|embeddings\.|(?:cls|reg)_token$)")
 # kinds of parameters that SOLVER.NO_DECAY can name, besides "norm" and "embedding": the last part
 # of their names
@@ -70,7 +74,12 @@ def rates_of(cfg: CfgNode, model: nn.Module) -> dict[str, Rate]:
 
 
 def depth_of(names: list[str]) -> int:
-    """The number of blocks of the ViT that parameters belong to; 0 without one."""
+    """The number of blocks of the ViT that parameters belong to; 0 without one.
+
+    Blocks in stages, as in Swin, are those of no ViT.
+    """
+    if any(map(STAGE.match, names)):
+        return 0
     blocks = [int(match[1]) for match in map(BLOCK.match, names) if match]
     return max(blocks, default=-1) + 1
 
@@ -86,6 +95,8 @@ def layer_factor(name: str, depth: int, decay: float) -> float:
         depth: number of blocks of the ViT.
         decay: SOLVER.LAYER_DECAY.
     """
+    if not depth:
+        return 1.0
     block = BLOCK.match(name)
     if block:
         return decay ** (depth - int(block[1]))

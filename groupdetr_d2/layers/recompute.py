@@ -21,6 +21,11 @@ def run_layer(layer: Callable[..., Output], *args, recompute: bool) -> Output:
     return layer(*args)
 
 
+def recomputed(function: Callable[..., Output], *args) -> Output:
+    """Calls ``function(*args)`` for models of other packages; backward calls it again."""
+    return checkpoint(function, *args, use_reentrant=False)
+
+
 def _a_tensor(args: tuple) -> Tensor:
     """Finds a tensor among the arguments and their fields."""
     values = (value for arg in args for value in (arg, *getattr(arg, "__dict__", {}).values()))

@@ -14,12 +14,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from detectron2.layers import ShapeSpec
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..layers.recompute import recomputed
 from .backbone import check_in_features
 from .timm_models import as_transformers, build_timm, is_timm, map_names
 from .vit import SCALE_OF_LEVEL, TOP_LEVEL, ViTPyramid, check_levels
@@ -55,7 +56,10 @@ class TransformersBackbone(Backbone):
         self._out_feature_channels = dict(zip(strides, model.channels, strict=True))
         self.patch_size = list(strides.values())[-1]
         if recompute and model.supports_gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable()
+            for module in model.modules():
+                if hasattr(module, "_gradient_checkpointing_func"):
+                    module._gradient_checkpointing_func = recomputed
         elif recompute:
             logger.warning("MODEL.DETR.RECOMPUTE: a %s cannot do it", type(model).__name__)
 
@@ -200,13 +204,17 @@ def _stages(config: Any) -> list[str]:
 
 
 def _model_of(config: Any, out_features: list[str]) -> Any:
-    """Builds a model with maps of these stages, in single precision."""
+    """Builds a model with maps of these stages, in single precision.
+
+    Batch norms keep their statistics and are not trained, as those of Detectron2's ResNets.
+    """
     with _building(config):
         if is_timm(config):
             return build_timm(config, out_features).float()
         config.reshape_hidden_states = True  # maps rather than tokens, of ViTs
         config.out_features = out_features
-        return import_transformers().AutoBackbone.from_config(config).float()
+        model = import_transformers().AutoBackbone.from_config(config).float()
+        return FrozenBatchNorm2d.convert_frozen_batchnorm(model)
 
 
 @contextmanager
@@ -230,7 +238,10 @@ def _strides(model: nn.Module) -> list[int]:
     Raises:
         UserError: it takes no images of this size, or returns no maps.
     """
-    image = torch.zeros(1, 3, *IMAGE, device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    if device.type == "meta":
+        model.to(device)  # with what models make of numbers alone, such as tables of positions
+    image = torch.zeros(1, 3, *IMAGE, device=device)
     try:
         with torch.enable_grad():
             maps = model.eval()(image).feature_maps

@@ -230,9 +230,17 @@ class ViTPyramid(SimpleFeaturePyramid):
         levels: names of the maps from fine to coarse, a part of "p2" to "p6" without gaps. With
             patches of 16 pixels, p4 has stride 16, p3 8, and so on.
         out_channels: number of channels of each map.
+
+    Raises:
+        UserError: a level would have no whole stride, as p2 with patches of 14 pixels.
     """
 
     def __init__(self, net: Backbone, levels: Sequence[str], out_channels: int):
+        if "p2" in levels and net.patch_size % 4:
+            raise UserError(
+                f"MODEL.DETR.IN_FEATURES has p2, a quarter of a patch, and {net.patch_size} pixels "
+                "cannot be quartered: leave p2 out"
+            )
         scales = [SCALE_OF_LEVEL[level] for level in levels if level != TOP_LEVEL]
         top = LastLevelMaxPool() if TOP_LEVEL in levels else None
         super().__init__(net, "last_feat", out_channels, scales, top)

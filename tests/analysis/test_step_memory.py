@@ -118,6 +118,16 @@ def test_every_task_is_planned(config, opts, size, device):
     assert f"about {memory.total / GIB:.1f} GiB" in str(memory)
 
 
+def test_a_sharded_step_keeps_no_copies_of_weights():
+    """Of float32 weights in bfloat16; in float32 there are none."""
+    cfg = small_config(CONFIG)
+    model, batch = FakeModel(cfg), random_inputs(cfg, (64, 96), 1, 2)
+    for dtype in (torch.bfloat16, None):
+        kept = model.count(batch, dtype, "cuda")
+        not_kept = model.count(batch, dtype, "cuda", sharded=True)
+        assert (not_kept.peak < kept.peak) == (dtype is not None)
+
+
 def test_what_is_replaced_for_a_count_comes_back():
     before = (attention.implementation, deform_sampling.choose, recompute.checkpoint)
     with pytest.raises(ZeroDivisionError), fake_device.implementations_of("cuda"):
@@ -189,7 +199,7 @@ def quick_count(monkeypatch):
         def __init__(self, cfg):
             self.each = cfg.MODEL.DETR.NUM_GROUPS * (5 if cfg.MODEL.DETR.RECOMPUTE else 10) * GIB
 
-        def count(self, batch, dtype, device):
+        def count(self, batch, dtype, device, sharded):
             peak = len(batch) * self.each * (0.75 if dtype else 1)
             return StepPeaks(ParameterBytes(GIB, GIB, 0, 0), round(peak), round(peak))
 

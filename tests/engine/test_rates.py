@@ -62,16 +62,34 @@ def test_layer_decay_of_vits_of_transformers_and_timm(prefix, embedded, block):
     [
         "backbone.layers.1.blocks.2.attn.qkv.weight",
         "backbone.model.swin.encoder.layers.1.blocks.2.attention.q_proj.weight",
-        "backbone.model.swin.encoder.layers.1.downsample.reduction.weight",
         "backbone.net.model._backbone.layers_1.blocks.2.attn.qkv.weight",
         "backbone.model.encoder.stages.1.layers.2.pwconv1.weight",
         "backbone.model.encoder.stages.1.layers.2.layer.0.convolution.weight",
         "backbone.model._backbone.stages_1.blocks.2.mlp.fc1.weight",
+        "backbone.net.model._backbone.blocks.2.0.conv_pw.weight",
         "backbone.res4.2.conv1.weight",
     ],
 )
 def test_blocks_in_stages_are_no_vit(name):
-    assert depth_of([name]) == 0 and layer_factor(name, 4, 0.5) == 1
+    """Swin, ConvNeXt, ResNets, and EfficientNet of timm."""
+    depth = depth_of([name])
+    assert depth == 0 and layer_factor(name, depth, 0.5) == 1
+
+
+def test_parts_of_stages_beside_their_blocks_are_no_vit():
+    """PVT v2's, and Swin's."""
+    ends = ("patch_embedding.proj.weight", "blocks.0.mlp.dense1.weight", "downsample.norm.bias")
+    names = [f"backbone.net.model.encoder.layers.{i}.{end}" for i in range(4) for end in ends]
+    depth = depth_of(names)
+    assert [layer_factor(name, depth, 0.5) for name in names] == [1] * 12
+
+
+def test_norms_of_the_pyramid_are_norms():
+    """Detectron2's norm of channels is none of PyTorch's."""
+    cfg = vit_config("SOLVER.NO_DECAY", ["norm"], "SOLVER.NO_DECAY_IN", "backbone.")
+    found = rates_of(cfg, vit_model(cfg))
+    norms = [name for name in found if "simfp" in name and ".norm." in name]
+    assert norms and all(found[name].weight_decay == 0 for name in norms)
 
 
 def test_the_decays_compose():
