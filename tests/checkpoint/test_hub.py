@@ -462,7 +462,7 @@ def test_the_page_of_weights_names_what_there_is():
     yamls = re.findall(r"[\w-]+/[\w-]+\.yaml", page)
     assert len(yamls) > 10 and all((config_folder() / x).is_file() for x in yamls)
     addresses = [x for x in re.findall(r"hf://[\w./-]+", page) if "/name" not in x]
-    assert len({parse_address(x) for x in addresses}) == 11
+    assert len({parse_address(x) for x in addresses}) == 12
     opts = re.findall(r'((?:MODEL|INPUT|SOLVER)\.[A-Z0-9_.]*[A-Z0-9]) (?:True|False|\d|")', page)
     assert {"MODEL.DETR.BOX_REFINE", "MODEL.RESNETS.DEPTH"} <= set(opts)
     assert set(opts) <= set(all_keys(build_config()))
