@@ -326,6 +326,19 @@ def test_what_does_not_fit_is_one_sentence(change, opts, said, tmp_path):
     assert isinstance(caught.value, CheckpointError) or opts
 
 
+def test_a_vit_of_ones_own_keeps_its_names(tmp_path):
+    """As a file of a model that has none of this package's ViT."""
+    model = nn.Module()
+    model.blocks = nn.ModuleList([nn.Module()])
+    model.blocks[0].norm1, model.blocks[0].own = nn.LayerNorm(2), nn.Linear(2, 2)
+    state = {name: torch.randn_like(x) for name, x in model.state_dict().items()}
+    state["patch_embed.proj.weight"] = torch.zeros(2)
+    torch.save(state, tmp_path / "own.pth")
+    GroupCheckpointer(model).load(str(tmp_path / "own.pth"), checkpointables=[])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
 def test_convert_writes_a_backbone_in_the_models_shapes(tmp_path, capsys):
     _, state = random_vit("MODEL.VIT.PRETRAIN_GRID", 3)
     state = {key: x for key, x in state.items() if "rel_pos" not in key}

@@ -218,6 +218,10 @@ def test_only_images_of_one_size_are_independent_of_one_another():
         (["MODEL.VIT.GLOBAL_BLOCKS", [2]], "from 0 to 1"),
         (["MODEL.VIT.NUM_HEADS", 5], "no multiple"),
         (["MODEL.VIT.PATCH_SIZE", 15], "14 or 16"),
+        (
+            ["MODEL.VIT.PATCH_SIZE", 14, "MODEL.DETR.IN_FEATURES", ["p2", "p3"]],
+            "14 pixels cannot be quartered",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_named(opts, message):
