@@ -58,7 +58,8 @@ def test_bad_files_cost_themselves_alone(weights, folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_keeps_what_is_done(weights, tmp_path, folder, number):
-    for i in range(4, 400):
+    number_of_files = 3000  # more than are done before the signal comes
+    for i in range(4, number_of_files):
         os.link(folder / "0.png", folder / f"{i}.png")
     out = tmp_path / "out"
     command = ["predict", "--weights", weights, "--out", str(out), str(folder)]
@@ -75,7 +76,7 @@ def test_a_signal_keeps_what_is_done(weights, tmp_path, folder, number):
     running.send_signal(number)
     _, text = running.communicate(timeout=30)
     assert running.returncode == 128 + number and "what is done is written" in text
-    assert 3 <= len(results_of(out)) < 400
+    assert 3 <= len(results_of(out)) < number_of_files
     assert not list(out.glob("*.unfinished")) and not list(out.glob(".*"))
 
 
