@@ -54,6 +54,10 @@ class QueryGroups:
         """These groups with joint self-attention switched off."""
         return replace(self, joint_self_attention=False)
 
+    def sized_like(self, queries: Tensor, dim: int) -> "QueryGroups":
+        """Returns as many groups, whose queries lie on an axis `dim` of a tensor."""
+        return QueryGroups(queries.shape[dim] // self.num_groups, self.num_groups)
+
     def rows_of(self, bank: Tensor) -> Tensor:
         """Returns the rows of a bank that belong to these groups, a view."""
         return bank[: self.bank_size]

@@ -115,11 +115,14 @@ def _count(
     for recompute in (False, True):
         cfg.MODEL.DETR.RECOMPUTE = recompute
         model = FakeModel(cfg)
-        for sharded, (name, dtype) in itertools.product(shardings, PRECISIONS.items()):
-            yield (
-                (sharded, recompute, name),
-                {len(x): model.count(x, dtype, device, sharded=sharded) for x in batches},
-            )
+        for name, dtype in PRECISIONS.items():
+            counted: dict[int, StepPeaks] = {}
+            for sharded in shardings:
+                if dtype or not counted:  # full precision has no copies, with sharding or without
+                    counted = {
+                        len(x): model.count(x, dtype, device, sharded=sharded) for x in batches
+                    }
+                yield (sharded, recompute, name), counted
 
 
 def _peaks_at(known: dict[int, StepPeaks], images: int) -> StepPeaks:

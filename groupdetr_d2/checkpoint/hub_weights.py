@@ -63,7 +63,7 @@ def local_file(weights: str | Path) -> str | Path:
         logger.info("%s: the converted checkpoint is %s", model, path)
         return path
     if (read_json(model, CONFIG) or {}).get("model_type") in VIT_TYPES:
-        return _backbone_file(model)
+        return backbone_file(model)
     own = path.with_name(f"{os.getpid()}.{path.name}")  # other processes may be at it, too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def local_file(weights: str | Path) -> str | Path:
     return path
 
 
-def _backbone_file(model: HubModel) -> Path:
+def backbone_file(model: HubModel | FolderModel) -> Path:
     """Returns the file of a backbone that is read as it is.
 
     Raises:

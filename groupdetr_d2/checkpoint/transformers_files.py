@@ -16,11 +16,11 @@ from ..modeling.transformers_backbone import (
     split_address,
 )
 from .files import CheckpointError
-from .hub import is_address
+from .hub import FolderModel, HubModel, is_address, parse_address
 from .hub_config import KINDS
+from .hub_weights import backbone_file
 
 logger = logging.getLogger(__name__)
-TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def pretrained_backbone(
@@ -71,13 +71,12 @@ def _kind_of(config: Any) -> str:
 
 def _read(weights: str, own: Any) -> tuple[nn.Module, dict[str, Any]]:
     is_folder = Path(weights).is_dir()
+    if is_timm(own.config):
+        source = FolderModel(Path(weights)) if is_folder else HubModel(parse_address(weights))
+        return _read_timm(weights, own, str(backbone_file(source)))
     place, revision = (weights, None) if is_folder else split_address(weights)
     options = {} if revision is None else {"revision": revision}
     try:
-        if is_timm(own.config):
-            file = _timm_file(place, revision)
-            loaded = build_timm(own.config, list(own.out_features), str(file))
-            return loaded, {"missing_keys": [], "unexpected_keys": []}  # timm reads all or nothing
         return type(own).from_pretrained(
             place, config=own.config, output_loading_info=True, **options
         )
@@ -90,11 +89,12 @@ def _read(weights: str, own: Any) -> tuple[nn.Module, dict[str, Any]]:
         ) from error
 
 
-def _timm_file(place: str, revision: str | None) -> Path:
-    """Finds the file of weights in a folder, or fetches it from the hub."""
-    if Path(place).is_dir():
-        found = (Path(place, name) for name in TIMM_FILES)
-        return next((path for path in found if path.is_file()), Path(place, TIMM_FILES[0]))
-    from huggingface_hub import hf_hub_download  # which transformers itself imports
-
-    return Path(hf_hub_download(place, TIMM_FILES[0], revision=revision))
+def _read_timm(weights: str, own: Any, file: str) -> tuple[nn.Module, dict[str, Any]]:
+    try:
+        loaded = build_timm(own.config, list(own.out_features), file)
+    except Exception as error:  # files and other shapes raise many kinds
+        said = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"MODEL.WEIGHTS {weights}: timm cannot read {file} ({type(error).__name__}: {said})"
+        ) from error
+    return loaded, {"missing_keys": [], "unexpected_keys": []}  # timm reads all or nothing

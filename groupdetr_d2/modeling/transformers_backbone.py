@@ -200,11 +200,9 @@ def parse_config(text: str) -> Any:
 def _stages(config: Any) -> list[str]:
     """Lists the names of a model's maps."""
     with _building(config):
-        return (
-            map_names(config)
-            if is_timm(config)
-            else list(getattr(config, "stage_names", None) or ())
-        )
+        if is_timm(config):
+            return map_names(config)
+        return list(getattr(config, "stage_names", None) or [])
 
 
 def _model_of(config: Any, out_features: list[str]) -> Any:

@@ -98,8 +98,7 @@ class TwoStageQueries(nn.Module):
             features, proposed = self._propose(tokens, anchors, index, groups)
             best = torch.arange(best.shape[1], device=best.device).expand(best.shape)
         boxes = gather(proposed.boxes[0], best).detach()  # (B, K*N, 4)
-        sizes = QueryGroups(proposed.logits.shape[2] // groups.num_groups, groups.num_groups)
-        proposals = Proposals(proposed, sizes, self.class_agnostic)
+        proposals = Proposals(proposed, groups.sized_like(proposed.logits, 2), self.class_agnostic)
         content, pos = self.content(gather(features, best), boxes, memory, groups)
         return Queries(content=content, reference=boxes, pos=pos, proposals=proposals, cells=cells)
 

@@ -102,8 +102,11 @@ def test_weights_of_another_architecture_and_absent_ones_are_named(tmp_path):
     checkpointer = GroupCheckpointer(Detector(options(tmp_path / "a", ["blocks.5"])))
     with pytest.raises(CheckpointError, match="is a test_resnet of timm, and .* a test_vit of ti"):
         checkpointer.load(str(tmp_path / "b"), checkpointables=[])
+    (tmp_path / "a/model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="timm cannot read .*model.safetensors"):
+        checkpointer.load(str(tmp_path / "a"), checkpointables=[])
     (tmp_path / "a/model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="cannot read its weights"):
+    with pytest.raises(CheckpointError, match="has no model.safetensors"):
         checkpointer.load(str(tmp_path / "a"), checkpointables=[])
 
 
