@@ -30,6 +30,10 @@ class Parser(argparse.ArgumentParser):
         near = difflib.get_close_matches(match[2], words, n=2) if match else []
         if match and near:
             message = f"{match[1]}; did you mean {' or '.join(near)}?"
+        if message.startswith("unrecognized") and any(map(KEY.match, message.split())):
+            message += (
+                "; KEY VALUE pairs stand right behind the images, options such as --out ahead"
+            )
         super().error(message)
 
 

@@ -153,3 +153,10 @@ def test_the_predictor_takes_lists_and_arrays(weights):
     one, two = predict([grey, np.dstack([grey] * 4)])
     assert one.records() == two.records() and len(one.records()) > 0
     assert one.image.shape == (60, 90, 3)
+
+
+def test_options_between_images_and_overrides_are_answered_with_the_right_order(capsys):
+    words = ["predict", "--weights", "a.pth", "b.png", "--out", "c", "TEST.AUG.ENABLED", "True"]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "KEY VALUE pairs stand right behind the images" in capsys.readouterr().err
