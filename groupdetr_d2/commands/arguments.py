@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
             message = f"{match[1]}; did you mean {' or '.join(near)}?"
         if message.startswith("unrecognized") and any(map(KEY.match, message.split())):
             message += (
-                "; KEY VALUE pairs stand right behind the images, options such as --out ahead"
+                "; KEY VALUE pairs stand right behind the images, with --out ahead"
             )
         super().error(message)
 
