@@ -31,9 +31,7 @@ class Parser(argparse.ArgumentParser):
         if match and near:
             message = f"{match[1]}; did you mean {' or '.join(near)}?"
         if message.startswith("unrecognized") and any(map(KEY.match, message.split())):
-            message += (
-                "; KEY VALUE pairs stand right behind the images, with --out ahead"
-            )
+            message += "; KEY VALUE pairs stand right behind the images, with --out ahead"
         super().error(message)
 
 
