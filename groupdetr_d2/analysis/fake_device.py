@@ -48,7 +48,7 @@ def implementations_of(device: str) -> Iterator[None]:
         else:  # what NumPy draws has no place among fake tensors
             stack.enter_context(_replaced(dropout, draw_seed=lambda: 0, _drop_=_keep_all))
             stack.enter_context(
-                _replaced(attention, draw_seed=lambda: 0, draw_keep_mask=_mask_without_data)
+                _replaced(attention, draw_seed=lambda: 0, draw_mask=_mask_without_data)
             )
         yield
 

@@ -3,13 +3,16 @@
 A self-attention is called on folded queries (groups.py), and knows nothing of groups.
 """
 
+import random
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dropout import draw_keep_mask, draw_seed, keep_scale, mask_generator
+from .dropout import draw_mask, draw_seed
 
-CHUNK = 2**18  # attention weights held at a time by attention with dropout on a CPU
+PAIRS = 2  # (image, head) pairs of a tile at least, for as many threads
+CHUNK = 2**20  # attention weights held at a time by attention with dropout on a CPU
 
 
 def attend(
@@ -100,17 +103,17 @@ class _DropoutAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, attn_mask)
         ctx.p, ctx.seed = p, draw_seed()
         out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype)
+        out_of, v_of = out.flatten(0, 1), v.flatten(0, 1)  # a copy of v
         for pairs, rows, weights, keep in _weight_tiles(q, k, attn_mask, p, ctx.seed):
-            dropped = weights.mul_(keep).to(v.dtype)
-            out.flatten(0, 1)[pairs, rows] = torch.bmm(dropped, v.flatten(0, 1)[pairs])
-        return out.mul_(keep_scale(p))
+            out_of[pairs, rows] = torch.bmm(weights.mul_(keep).to(v.dtype), v_of[pairs])
+        return out
 
     @staticmethod
     def backward(ctx, grad):
         q, k, v, attn_mask = ctx.saved_tensors
         dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
         grad_of, q_of, k_of, v_of, dq_of, dk_of, dv_of = (
-            x.flatten(0, 1) for x in (grad * keep_scale(ctx.p), q, k, v, dq, dk, dv)
+            x.flatten(0, 1) for x in (grad, q, k, v, dq, dk, dv)
         )
         for pairs, rows, weights, keep in _weight_tiles(q, k, attn_mask, ctx.p, ctx.seed):
             grad = grad_of[pairs, rows]
@@ -128,7 +131,7 @@ def _weight_tiles(q: Tensor, k: Tensor, attn_mask: Tensor | None, p: float, seed
 
     The queries are scaled already.
     """
-    generator = mask_generator(seed)
+    generator = random.Random(seed)
     (_, heads, queries, _), keys = q.shape, k.shape[2]
     q, k = q.flatten(0, 1), k.flatten(0, 1)  # (B*heads, length, C / heads)
     for pairs, rows in _tiles(len(q), queries, keys):
@@ -137,14 +140,14 @@ def _weight_tiles(q: Tensor, k: Tensor, attn_mask: Tensor | None, p: float, seed
         if attn_mask is not None:
             images = torch.arange(len(q))[pairs] // heads
             scores.masked_fill_(_rows_of_mask(attn_mask, images, rows), float("-inf"))
-        keep = draw_keep_mask(scores.shape, p, generator)
+        keep = draw_mask(scores.shape, p, generator)
         yield pairs, rows, torch.softmax(scores, -1), keep
 
 
 def _tiles(pairs: int, queries: int, keys: int):
     """Yields slices of pairs and of queries with at most CHUNK weights between them."""
-    pair_step = max(1, CHUNK // (queries * keys))
-    row_step = max(1, min(queries, CHUNK // keys))
+    pair_step = max(PAIRS, CHUNK // (queries * keys))
+    row_step = max(1, min(queries, CHUNK // (PAIRS * keys)))
     for start in range(0, pairs, pair_step):
         for row in range(0, queries, row_step):
             yield slice(start, start + pair_step), slice(row, row + row_step)

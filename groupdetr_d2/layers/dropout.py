@@ -1,10 +1,13 @@
 """Dropout that costs little memory and, on a CPU, little time.
 
 PyTorch's dropout keeps a mask per call and draws it element by element, which on a CPU takes
-longer than the matrix products around it. Here a mask is a function of a seed, so that backward
-draws it again instead of keeping it, and sixteen bits of NumPy's generator, which is several times
-faster than torch's, decide an element. Masks are numbers: PyTorch's CPU kernels for bool are slow.
+longer than the matrix products around it. Here a mask is a window, at a random place, of one long
+mask that is drawn once: it costs nothing to draw, and backward finds it again from the seed instead
+of keeping it. Masks are numbers: PyTorch's CPU kernels for bool are slow.
 """
+
+import functools
+import random
 
 import numpy as np
 import torch
@@ -13,20 +16,16 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-LEVELS = 2**16
-CHUNK = 2**18  # elements whose mask is held at a time: they stay in the cache
+LENGTH = 2**22  # places where a window can begin
+WINDOW = 2**20  # elements of the longest one
+CHUNK = 2**18  # elements that are dropped at a time: they stay in the cache
 
 
-def keep_threshold(p: float) -> int:
-    """Returns the bound: elements whose 16 random bits, as a signed number, reach it are kept."""
+def checked_probability(p: float) -> float:
+    """Returns a probability of dropping, or says which key is wrong."""
     if not 0 <= p < 1:
         raise UserError(f"MODEL.DETR.DROPOUT must be in [0, 1), not {p}")
-    return round(p * LEVELS) - LEVELS // 2
-
-
-def keep_scale(p: float) -> float:
-    """Returns the factor of kept values: exactly 1 / P(kept) for the rounded threshold."""
-    return LEVELS / (LEVELS // 2 - keep_threshold(p))
+    return p
 
 
 def draw_seed() -> int:
@@ -34,23 +33,30 @@ def draw_seed() -> int:
     return int(torch.randint(2**62, (), dtype=torch.int64))
 
 
-def mask_generator(seed: int) -> np.random.BitGenerator:
-    """Makes the generator whose bits decide what is dropped."""
-    return np.random.PCG64DXSM(seed)
+def draw_mask(shape: torch.Size, p: float, generator: random.Random) -> Tensor:
+    """Draws the factors of dropout on the CPU, float32: 1 / (1 - p) for what is kept, and else 0.
 
-
-def draw_keep_mask(shape: torch.Size, p: float, generator: np.random.BitGenerator) -> Tensor:
-    """Draws a random mask on the CPU, float32: 1 with probability 1 - p, and else 0."""
+    The result is not to be written to.
+    """
     numel = shape.numel()
-    bits = torch.from_numpy(generator.random_raw((numel + 3) // 4).view(np.int16)[:numel])
-    return bits.view(shape).float().ge_(keep_threshold(p))
+    if numel > WINDOW:
+        parts = torch.empty(numel).split(WINDOW)
+        return torch.cat([draw_mask(part.shape, p, generator) for part in parts]).view(shape)
+    return _long_mask(p).narrow(0, generator.randrange(LENGTH), numel).view(shape)
+
+
+@functools.lru_cache(maxsize=4)
+def _long_mask(p: float) -> Tensor:
+    """Draws the mask (LENGTH + WINDOW,) whose windows are used; the same one in every process."""
+    is_kept = np.random.default_rng(0).random(LENGTH + WINDOW) >= p
+    return torch.from_numpy(is_kept.astype(np.float32) / np.float32(1 - p))
 
 
 def _drop_(x: Tensor, p: float, seed: int) -> Tensor:
     """Drops in place, a chunk at a time: masks stay in the cache and memory does not grow."""
-    generator = mask_generator(seed)
+    generator = random.Random(seed)
     for part in x.view(-1).split(CHUNK):
-        part.mul_(draw_keep_mask(part.shape, p, generator).mul_(keep_scale(p)).to(x.dtype))
+        part.mul_(draw_mask(part.shape, p, generator).to(x.dtype))
     return x
 
 
@@ -72,11 +78,10 @@ class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
         ctx.mark_dirty(x)
-        ctx.scale = keep_scale(p) if p else 1.0
+        ctx.scale = 1 / (1 - p)
         x.relu_()
         if p and x.is_cuda:
             F.dropout(x, p, inplace=True)
-            ctx.scale = 1 / (1 - p)
         elif p:
             _drop_(x, p, draw_seed())
         ctx.save_for_backward(x)
@@ -94,8 +99,7 @@ class Dropout(nn.Module):
 
     def __init__(self, p: float):
         super().__init__()
-        keep_threshold(p)
-        self.p = p
+        self.p = checked_probability(p)
 
     def forward(self, x: Tensor) -> Tensor:
         """Drops elements in training; returns the shape of `x`."""
@@ -109,8 +113,7 @@ class ReluDropout(nn.Module):
 
     def __init__(self, p: float):
         super().__init__()
-        keep_threshold(p)
-        self.p = p
+        self.p = checked_probability(p)
 
     def forward(self, x: Tensor) -> Tensor:
         """Overwrites `x`, and returns it."""

@@ -1,4 +1,5 @@
 import math
+import random
 
 import numpy as np
 import pytest
@@ -6,20 +7,14 @@ import torch
 import torch.nn.functional as F
 from torchvision import ops
 
-from groupdetr_d2.layers import attention
+from groupdetr_d2.layers import attention, dropout
 from groupdetr_d2.layers.attention import attend
 from groupdetr_d2.layers.box_ops import (
     box_cxcywh_to_xyxy,
     box_xyxy_to_cxcywh,
     generalized_box_iou,
 )
-from groupdetr_d2.layers.dropout import (
-    Dropout,
-    ReluDropout,
-    draw_keep_mask,
-    keep_scale,
-    mask_generator,
-)
+from groupdetr_d2.layers.dropout import Dropout, ReluDropout, draw_mask
 from groupdetr_d2.layers.mlp import MLP
 from groupdetr_d2.layers.position_encoding import (
     image_position_embedding,
@@ -74,12 +69,11 @@ def test_attention_with_dropout_equals_the_formula(monkeypatch, chunk):
 
     assert torch.autograd.gradcheck(run, (q, k, v))
     torch.manual_seed(3)
-    seed = attention.draw_seed()
-    generator = mask_generator(seed)
+    generator = random.Random(attention.draw_seed())
     keep = torch.zeros(4, 5, 6)  # (image, head) pairs, queries, keys
     for pairs, rows in attention._tiles(4, 5, 6):
         tile = keep[pairs, rows]
-        tile.copy_(draw_keep_mask(tile.shape, 0.3, generator) * keep_scale(0.3))
+        tile.copy_(draw_mask(tile.shape, 0.3, generator))
     keep = keep.unflatten(0, (2, 2))
     torch.testing.assert_close(run(q, k, v), explicit_attention(q, k, v, 2, attn_mask, keep))
 
@@ -91,6 +85,21 @@ def test_attention_dropout_drops_at_its_rate_and_keeps_the_mean():
     weights = attend(q, k, v, 1, dropout=0.1)  # each row: which keys were kept
     assert abs((weights == 0).float().mean() - 0.1) < 0.003
     assert abs(weights.sum(-1).mean() - 1) < 0.003
+
+
+def test_masks_are_windows_that_know_nothing_of_each_other(monkeypatch):
+    generator, shape = random.Random(0), torch.Size([300, 400])
+    masks = torch.stack([draw_mask(shape, 0.25, generator) for _ in range(20)])
+    assert set(masks.unique().tolist()) == {0, float(np.float32(1 / 0.75))}
+    assert abs((masks == 0).float().mean() - 0.25) < 0.002
+    neighbours = torch.corrcoef(torch.stack([masks[..., 1:].flatten(), masks[..., :-1].flatten()]))
+    among = torch.corrcoef(masks.flatten(1)).fill_diagonal_(0)
+    assert abs(neighbours[0, 1]) < 0.005
+    assert among.abs().max() < 0.02
+    same = draw_mask(shape, 0.25, random.Random(0))
+    torch.testing.assert_close(same, masks[0])
+    monkeypatch.setattr(dropout, "WINDOW", 1000)  # a mask of several windows
+    assert abs((draw_mask(shape, 0.25, generator) == 0).float().mean() - 0.25) < 0.01
 
 
 def test_dropout_redraws_its_mask_in_backward():
@@ -107,7 +116,7 @@ def test_relu_dropout_is_relu_then_dropout():
     x = torch.randn(200, 300, requires_grad=True)
     y = ReluDropout(0.1)(x * 1)
     kept = y > 0
-    scale = keep_scale(0.1)
+    scale = 1 / 0.9
     torch.testing.assert_close(y[kept], (F.relu(x) * scale)[kept])
     assert abs((y == 0).float().mean() - 0.55) < 0.01
     y.backward(torch.ones_like(y))
