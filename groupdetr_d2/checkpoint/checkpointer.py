@@ -17,6 +17,7 @@ from .files import (
     CheckpointError,
     CheckpointWriteError,
     UnreadableCheckpointError,
+    check_exists,
     is_of_a_run,
     read_file,
     write_safely,
@@ -78,9 +79,9 @@ class GroupCheckpointer(DetectionCheckpointer):
                 path = str(local_file(path))
         if not path:
             logger.warning("MODEL.WEIGHTS is empty: the whole model starts from random weights")
-        if path and "://" not in path and not os.path.isfile(path):
-            what = "is a folder" if os.path.isdir(path) else "does not exist"
-            raise CheckpointError(f"the checkpoint {path} (MODEL.WEIGHTS) {what}")
+        check_exists(path)
+        if path and os.path.isdir(path):
+            raise CheckpointError(f"the checkpoint {path} (MODEL.WEIGHTS) is a folder")
         try:
             return super().load(path, checkpointables)
         except (OSError, http.client.HTTPException) as error:

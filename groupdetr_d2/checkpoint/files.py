@@ -8,6 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from ..config.files import config_that_writes, train_command
 from ..errors import UserError
 from .safe_pickle import load_pickle
 
@@ -24,6 +25,19 @@ class UnreadableCheckpointError(CheckpointError):
 
 class CheckpointWriteError(CheckpointError):
     """A checkpoint could not be written; those that exist are untouched."""
+
+
+def check_exists(path: str) -> None:
+    """Checks that a file of MODEL.WEIGHTS is there; addresses are left to those who fetch them.
+
+    Raises:
+        CheckpointError: naming the file, and the training that would make it, if one is known.
+    """
+    if not path or "://" in path or os.path.exists(path):
+        return
+    config = config_that_writes(path)
+    made = f": python {train_command()} --config-file {config} makes it" if config else ""
+    raise CheckpointError(f"the checkpoint {path} (MODEL.WEIGHTS) does not exist{made}")
 
 
 def is_of_a_run(stem: str) -> bool:

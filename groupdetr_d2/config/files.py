@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from pathlib import Path
 
 from ..errors import UserError
@@ -45,6 +46,15 @@ def train_command() -> str:
 def known_configs() -> list[Path]:
     """The yamls of the installation, relative to `configs/`."""
     return sorted(p.relative_to(config_folder()) for p in config_folder().rglob("*.yaml"))
+
+
+def config_that_writes(file: str) -> str:
+    """The yaml whose training leaves a file in its OUTPUT_DIR, "" if none does."""
+    line = re.compile(rf"^OUTPUT_DIR: *[\"']?{re.escape(os.path.dirname(file))}[\"']? *$", re.M)
+    for path in known_configs():
+        if os.path.dirname(file) and line.search((config_folder() / path).read_text()):
+            return f"configs/{path.as_posix()}"
+    return ""
 
 
 def nearest_configs(name: str) -> list[str]:

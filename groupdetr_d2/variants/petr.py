@@ -173,18 +173,36 @@ class PointQueries(nn.Module):
     """PETR's queries: learned points in the space of boxes, no content yet.
 
     A point is used as it is, without a sigmoid; it may leave [0, 1].
+
+    Args:
+        spread: the deviation among the embeddings of the points to begin with; 0 leaves what the
+            official initialisation gives, about 0.05, with which queries are nearly alike.
     """
 
-    def __init__(self, groups: QueryGroups, d_model: int):
+    def __init__(self, groups: QueryGroups, d_model: int, spread: float):
         super().__init__()
         self.bank = QueryBank(groups, 3)
         self.position = MLP(3 * NUM_FEATS, d_model, d_model, 2)
         nn.init.uniform_(self.bank.weight)
+        if spread:
+            self._spread(spread)
+
+    @torch.no_grad()
+    def _spread(self, deviation: float) -> None:
+        """Scales and shifts the embeddings of the points to a mean of 0 and a deviation."""
+        points, last = self.bank.weight, self.position.layers[-1]
+        before = self._embed(points).std(0, correction=0).mean()
+        last.weight.mul_(deviation / before.clamp(min=0.01))  # one query has none
+        last.bias.sub_(self._embed(points).mean(0))
+
+    def _embed(self, points: Tensor) -> Tensor:
+        """Embeds points (K*N, 3) as (K*N, C)."""
+        return self.position(sine_embedding(points, NUM_FEATS).to(points.dtype))
 
     def forward(self, memory: Memory, groups: QueryGroups) -> Queries:
         """Returns queries of (B, K*N, .)."""
         points = self.bank(groups)  # (K*N, 3)
-        pos = self.position(sine_embedding(points, NUM_FEATS).to(points.dtype))  # (K*N, C)
+        pos = self._embed(points)
         reference, pos = (for_each_image(x, memory) for x in (points, pos))
         return Queries(content=torch.zeros_like(pos), reference=reference, pos=pos)
 
@@ -242,7 +260,7 @@ def build_petr_head(
     return DETRHead(
         neck=ViewNeck(detr.IN_FEATURES, pyramid, position, detr.HIDDEN_DIM),
         encoder=nn.Identity(),
-        queries=PointQueries(build_groups(cfg), detr.HIDDEN_DIM),
+        queries=PointQueries(build_groups(cfg), detr.HIDDEN_DIM, space.QUERY_SPREAD),
         decoder=decoder,
         predictor=Box3DPredictor(
             make_box_head,

@@ -5,6 +5,7 @@ import torch
 from detectron2.modeling import build_model
 
 from groupdetr_d2.checkpoint import CheckpointError, CheckpointWriteError, GroupCheckpointer
+from groupdetr_d2.checkpoint.files import check_exists
 from groupdetr_d2.config import build_config
 from tests.conftest import ROOT, SHRINK, make_batch, small_model
 
@@ -234,5 +235,13 @@ def test_a_checkpoint_without_a_transformer_is_said_loudly(tmp_path, caplog):
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="gone.pth .MODEL.WEIGHTS. does not exist"):
+    with pytest.raises(CheckpointError, match="gone.pth .MODEL.WEIGHTS. does not exist$"):
         GroupCheckpointer(small_model()).load(str(tmp_path / "gone.pth"))
+
+
+def test_a_missing_checkpoint_of_a_known_training_is_answered_with_its_command(tmp_path):
+    expected = "does not exist: .*--config-file configs/quick_start/group_petr_cubes.yaml makes it"
+    with pytest.raises(CheckpointError, match=expected):
+        check_exists("output/group_petr_cubes/model_final.pth")
+    for fine in ("", "https://somewhere/model.pth", str(tmp_path)):
+        check_exists(fine)

@@ -159,3 +159,25 @@ def test_an_empty_range_of_earlier_frames_is_refused():
         cfg.INPUT.VIEWS.EARLIER = wrong
         with pytest.raises(UserError, match="INPUT.VIEWS.EARLIER"):
             BOXES3D.build_mapper(cfg, is_train=True)
+
+
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_queries_begin_as_far_apart_as_asked(num_groups):
+    opts = ("MODEL.DETR.NUM_GROUPS", num_groups, "MODEL.DETR.NUM_OBJECT_QUERIES", 30)
+    embeddings = {}
+    for spread in (0.0, 0.5):
+        _, model = make_model(PETR, *opts, "MODEL.DETR.SPACE.QUERY_SPREAD", spread)
+        queries = model.head.queries
+        embeddings[spread] = queries._embed(queries.bank.weight).detach()
+    assert embeddings[0.0].std(0).mean() < 0.1
+    assert abs(embeddings[0.5].std(0, correction=0).mean() - 0.5) < 1e-4
+    assert embeddings[0.5].mean(0).abs().max() < 1e-5
+    centred = embeddings[0.0] - embeddings[0.0].mean(0)
+    cosine = torch.cosine_similarity(centred.flatten(), embeddings[0.5].flatten(), 0)
+    assert cosine > 1 - 1e-5  # the same embedding, scaled
+
+
+def test_a_single_query_can_be_asked_to_be_apart():
+    opts = ("MODEL.DETR.NUM_OBJECT_QUERIES", 1, "MODEL.DETR.SPACE.QUERY_SPREAD", 0.5)
+    _, model = make_model(PETR, *opts)
+    assert all(parameter.isfinite().all() for parameter in model.head.queries.parameters())
