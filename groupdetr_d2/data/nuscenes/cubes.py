@@ -9,8 +9,10 @@ its devkit evaluates on them, too.
 import logging
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 SETS = ("cubes_train", "cubes_val")
 TABLES = "v1.0-cubes"
+MANY = 50  # scenes that are worth several processes
 
 
 def cubes_root() -> Path:
@@ -114,11 +117,24 @@ def _write(spec: CubesSpec, folder: Path) -> None:
     (folder / MAP_FILE).parent.mkdir()
     cv2.imwrite(str(folder / MAP_FILE), np.full((8, 8), 255, dtype=np.uint8))
     tables = CubesTables(spec)
-    for number in range(spec.num_scenes):
-        scene = CubesScene(spec, number)
-        sightings = _write_scene(scene, shots, folder)
-        tables.add_scene(number, scene.world, scene.rig, shots, sightings)
+    write = partial(_write_scene, spec, shots, folder)
+    for number, (world, rig, sightings) in enumerate(_of_all_scenes(write, spec.num_scenes)):
+        tables.add_scene(number, world, rig, shots, sightings)
     tables.write(folder / TABLES)
+
+
+def _of_all_scenes(write: Callable[[int], Any], number: int) -> Iterator[Any]:
+    """Yields the results of scenes in order; many are written by several processes."""
+    processes = os.cpu_count() or 1
+    if processes == 1 or number < MANY:
+        yield from map(write, range(number))
+        return
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # it is for the process that waits
+    with ProcessPoolExecutor(processes, initializer=signal.signal, initargs=ignore) as pool:
+        try:
+            yield from pool.map(write, range(number))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class CubesScene:
@@ -154,7 +170,15 @@ class CubesScene:
         return np.pad(centres, [(0, 0), (0, 2)]).astype(np.float32)
 
 
-def _write_scene(scene: CubesScene, shots: dict[str, list[Shot]], folder: Path) -> Sightings:
+def _write_scene(
+    spec: CubesSpec, shots: dict[str, list[Shot]], folder: Path, number: int
+) -> tuple[World, dict[str, Sensor], Sightings]:
+    """Writes the files of a scene; returns its objects, its sensors, and what keyframes show."""
+    scene = CubesScene(spec, number)
+    return scene.world, scene.rig, _write_files(scene, shots, folder)
+
+
+def _write_files(scene: CubesScene, shots: dict[str, list[Shot]], folder: Path) -> Sightings:
     """Writes the files of a scene; returns what is seen at its keyframes."""
     shape = (scene.spec.keyframes, len(scene.world.objects.boxes))
     visible, covered = np.zeros(shape, np.int64), np.zeros(shape, np.int64)

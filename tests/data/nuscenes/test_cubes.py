@@ -265,6 +265,20 @@ def test_sweeps_do_not_change_keyframes(tmp_path):
     assert not (without / "sweeps").exists() and (with_sweeps / "sweeps").exists()
 
 
+def test_several_processes_write_what_one_does(tmp_path, monkeypatch):
+    one = generate_cubes(TINY, tmp_path / "a")
+    monkeypatch.setattr(cubes, "MANY", 1)
+    assert digests(generate_cubes(TINY, tmp_path / "b")) == digests(one)
+
+
+def test_an_error_of_one_of_several_processes_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(cubes, "MANY", 1)
+    monkeypatch.setattr(cubes, "CubesScene", None)
+    with pytest.raises(TypeError):
+        generate_cubes(TINY, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupted_copy_leaves_nothing(tmp_path, monkeypatch):
     written = []
 
@@ -274,8 +288,8 @@ def test_an_interrupted_copy_leaves_nothing(tmp_path, monkeypatch):
         written.append(original(scene, shots, folder))
         return written[-1]
 
-    original = cubes._write_scene
-    monkeypatch.setattr(cubes, "_write_scene", interrupt)
+    original = cubes._write_files
+    monkeypatch.setattr(cubes, "_write_files", interrupt)
     with pytest.raises(KeyboardInterrupt):
         generate_cubes(TINY, tmp_path)
     assert written and not list(tmp_path.iterdir())
