@@ -42,14 +42,15 @@ def draw_mask(shape: torch.Size, p: float, generator: random.Random) -> Tensor:
     if numel > WINDOW:
         parts = torch.empty(numel).split(WINDOW)
         return torch.cat([draw_mask(part.shape, p, generator) for part in parts]).view(shape)
-    return _long_mask(p).narrow(0, generator.randrange(LENGTH), numel).view(shape)
+    start = generator.randrange(LENGTH)
+    return torch.from_numpy(_long_mask(p)[start : start + numel]).view(shape)
 
 
 @functools.lru_cache(maxsize=4)
-def _long_mask(p: float) -> Tensor:
+def _long_mask(p: float) -> np.ndarray:
     """Draws the mask (LENGTH + WINDOW,) whose windows are used; the same one in every process."""
     is_kept = np.random.default_rng(0).random(LENGTH + WINDOW) >= p
-    return torch.from_numpy(is_kept.astype(np.float32) / np.float32(1 - p))
+    return is_kept.astype(np.float32) / np.float32(1 - p)
 
 
 def _drop_(x: Tensor, p: float, seed: int) -> Tensor:

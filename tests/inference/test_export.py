@@ -171,6 +171,8 @@ FPN = [
     ),
     *("MODEL.RESNETS.OUT_FEATURES", ["res4", "res5"], "MODEL.RESNETS.NORM", "BN"),
     *("MODEL.DETR.IN_FEATURES", ["p5"], "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.FPN.NORM", ""),
+    # few operations, which are what an export takes its time for
+    *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.DETR.DEC_LAYERS", 1),
 ]
 
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 SETS = ("cubes_train", "cubes_val")
 TABLES = "v1.0-cubes"
-MANY = 50  # scenes that are worth several processes
+MANY, MOST_PROCESSES = 50, 8  # scenes that are worth several processes
 
 
 def cubes_root() -> Path:
@@ -125,8 +126,8 @@ def _write(spec: CubesSpec, folder: Path) -> None:
 
 def _of_all_scenes(write: Callable[[int], Any], number: int) -> Iterator[Any]:
     """Yields the results of scenes in order; many are written by several processes."""
-    processes = os.cpu_count() or 1
-    if processes == 1 or number < MANY:
+    processes = min(MOST_PROCESSES, os.cpu_count() or 1)
+    if processes == 1 or number < MANY or current_process().daemon:  # which may start none
         yield from map(write, range(number))
         return
     ignore = (signal.SIGINT, signal.SIG_IGN)  # it is for the process that waits
