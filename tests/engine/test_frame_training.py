@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from groupdetr_d2.commands import run
 from groupdetr_d2.config import build_config
 from groupdetr_d2.data.nuscenes.catalog import frames_of
 from groupdetr_d2.engine.setup import settled
@@ -42,6 +43,18 @@ def config(folder, name, *opts):
 def datasets(folder, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))
     return folder
+
+
+def test_petrv2_names_the_training_that_it_goes_on_from(tmp_path, monkeypatch, capsys):
+    """Before any scene is generated."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run(["train", "--config-file", "configs/quick_start/group_petrv2_cubes.yaml"])
+    said = f"{end.value}{capsys.readouterr().err}"
+    assert "output/group_petr_cubes/model_final.pth (MODEL.WEIGHTS) does not exist" in said
+    assert "--config-file configs/quick_start/group_petr_cubes.yaml makes it" in said
+    assert not (tmp_path / "datasets").exists()
 
 
 @pytest.mark.parametrize("name", ["group_petr", "petrv2"])
