@@ -41,10 +41,11 @@ def write_cards(folder):
         (folder / f"{name}.json").write_text(json.dumps({**content, "categories": categories}))
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
+@pytest.fixture
+def page(tmp_path):
     """What the code of the page leaves, run from top to bottom with small models."""
-    folder = tmp_path_factory.mktemp("page")
+    folder = tmp_path / "page"
+    folder.mkdir()
     write_cards(folder / "cards")
     noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     cv2.imwrite(str(folder / "street.jpg"), noise)
@@ -60,7 +61,7 @@ def page(tmp_path_factory):
         yield namespace
 
 
-def test_the_code_of_the_page_does_what_it_says(page):
+def test_the_code_of_the_page_does_what_it_says(page, tmp_path):
     run, numbers = page["run"], page["numbers"]
     assert run.folder.name == "cards" and run.weights.name == "model_best.pth"
     recorded = [x["bbox/AP"] for x in run.history if "bbox/AP" in x]
@@ -71,9 +72,11 @@ def test_the_code_of_the_page_does_what_it_says(page):
     assert (page["folder"] / "output" / "first.onnx").is_file()
     first = build_config(str(page["folder"] / "output" / "first" / "config.yaml"))
     assert first.MODEL.DETR.NUM_GROUPS == 5
+    batches_of_evaluation_find_the_same(page, tmp_path)
+    a_configuration_can_be_given_as_a_value_and_a_run_goes_on(page)
 
 
-def test_batches_of_evaluation_find_the_same(page, tmp_path):
+def batches_of_evaluation_find_the_same(page, tmp_path):
     """Of the images of one size, one by one and together."""
     run = page["run"]
     one = groupdetr_d2.evaluate(run.weights, output=tmp_path, batch_size=1, workers=0)
@@ -88,7 +91,7 @@ def test_batches_of_evaluation_find_the_same(page, tmp_path):
         assert a["score"] == pytest.approx(b["score"], abs=1e-5)
 
 
-def test_a_configuration_can_be_given_as_a_value_and_a_run_goes_on(page):
+def a_configuration_can_be_given_as_a_value_and_a_run_goes_on(page):
     run = page["run"]
     cfg = build_config(str(run.folder / "config.yaml"))
     cfg.SOLVER.MAX_ITER = 3

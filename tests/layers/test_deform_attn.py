@@ -104,8 +104,10 @@ from groupdetr_d2.layers import deform_sampling
 from groupdetr_d2.layers.deform_sampling_triton import sample_levels
 from tests.layers.test_deform_attn import SHAPES, compare, one_sample, random_inputs
 device = "cuda" if torch.cuda.is_available() else "cpu"
-for channels, dtype in ((8, torch.float32), (12, torch.float32), (32, torch.bfloat16)):
-    compare(sample_levels, random_inputs(torch.float32, channels), dtype, device)
+for channels, dtype, queries in (
+    (8, torch.float32, 23), (12, torch.float32, 7), (32, torch.bfloat16, 7)
+):
+    compare(sample_levels, random_inputs(torch.float32, channels, queries), dtype, device)
 with torch.inference_mode():  # what is kept from it must serve a training too
     value, location, weight = (x.to(device) for x in one_sample())
     sample_levels(value, ((2, 2),), location, weight)
