@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from ..config.files import config_that_writes, train_command
+from ..config.files import config_that_fills, train_command
 from ..errors import UserError
 from .safe_pickle import load_pickle
 
@@ -35,7 +35,8 @@ def check_exists(path: str) -> None:
     """
     if not path or "://" in path or os.path.exists(path):
         return
-    config = config_that_writes(path)
+    folder, name = os.path.split(path)
+    config = config_that_fills(folder) if name == "model_final.pth" else ""
     made = f": python {train_command()} --config-file {config} makes it" if config else ""
     raise CheckpointError(f"the checkpoint {path} (MODEL.WEIGHTS) does not exist{made}")
 

@@ -48,11 +48,11 @@ def known_configs() -> list[Path]:
     return sorted(p.relative_to(config_folder()) for p in config_folder().rglob("*.yaml"))
 
 
-def config_that_writes(file: str) -> str:
-    """The yaml whose training leaves a file in its OUTPUT_DIR, "" if none does."""
-    line = re.compile(rf"^OUTPUT_DIR: *[\"']?{re.escape(os.path.dirname(file))}[\"']? *$", re.M)
+def config_that_fills(folder: str) -> str:
+    """The yaml whose OUTPUT_DIR a folder is, "" if there is none."""
+    line = re.compile(rf"^OUTPUT_DIR: *[\"']?{re.escape(os.path.normpath(folder))}[\"']? *$", re.M)
     for path in known_configs():
-        if os.path.dirname(file) and line.search((config_folder() / path).read_text()):
+        if line.search((config_folder() / path).read_text()):
             return f"configs/{path.as_posix()}"
     return ""
 

@@ -220,8 +220,9 @@ def _add_variant_keys(cfg: CN) -> None:
     # The depth of the first of them, in metres; the last one is near the highest x of
     # MODEL.DETR.SPACE.POSITION_RANGE.
     cfg.MODEL.DETR.SPACE.FIRST_DEPTH = 1.0
-    # The deviation among the positions of petr's queries to begin with. 0: the official
-    # initialisation, about 0.05. 0.5 lets a training from scratch begin sooner.
+    # The standard deviation among the position embeddings of petr's and petrv2's queries to begin
+    # with; 0 is the official initialisation, about 0.05. With 0.5 a training from scratch begins
+    # sooner.
     cfg.MODEL.DETR.SPACE.QUERY_SPREAD = 0.0
 
     # Whether sam_detr adds SMCA's Gaussians to the attention logits.

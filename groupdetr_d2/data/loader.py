@@ -95,10 +95,13 @@ class TrainingSet(Dataset):
 
 
 def seed_everything(seed: int, draw: int) -> None:
-    """Seeds numpy, PyTorch and Python's `random` for one draw."""
+    """Seeds numpy, Python's `random` and PyTorch's random numbers on the CPU for one draw.
+
+    `torch.manual_seed` would, for every image, prepare calls to all kinds of devices, too.
+    """
     state = np.random.SeedSequence([seed, draw]).generate_state(4)
     np.random.seed(state)
-    torch.default_generator.manual_seed(int(state[0]))  # a CPU's alone: the others take longer
+    torch.default_generator.manual_seed(int(state[0]))
     random.seed(int(state[0]))
 
 

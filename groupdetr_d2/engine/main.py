@@ -10,7 +10,6 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from ..checkpoint import CheckpointError, GroupCheckpointer
-from ..checkpoint.files import check_exists
 from ..checkpoint.run_info import RunInfo
 from ..checkpoint.stripping import stripped_note
 from ..checkpoint.structure import check_filled
@@ -28,8 +27,6 @@ logger = logging.getLogger(__name__)
 def main(args: Namespace) -> dict | None:
     """Evaluates with --eval-only, else trains; returns the evaluation's results."""
     cfg = setup_config(args)
-    if not args.resume:
-        check_exists(cfg.MODEL.WEIGHTS)  # before the data are read, or generated
     set_up(cfg, args)
     if args.eval_only:
         check_test_sets(cfg)

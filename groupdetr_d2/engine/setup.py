@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
 
+from ..checkpoint.files import check_exists
 from ..config import ConfigError, build_config, check_choices, check_ranges
 from ..config.files import find_config
 from ..data.checks import check_registered
@@ -30,8 +31,14 @@ def setup_config(args: Namespace) -> CfgNode:
 
     Args:
         args: see :func:`config_of_arguments`.
+
+    Raises:
+        CheckpointError: there is no file at MODEL.WEIGHTS, which a new run begins with.
     """
     cfg = config_of_arguments(args)
+    is_resumed = getattr(args, "resume", False) and any(Path(cfg.OUTPUT_DIR).glob("model_*.pth"))
+    if not is_resumed:
+        check_exists(cfg.MODEL.WEIGHTS)  # before data are read, or generated
     args.config_file = find_config(args.config_file)  # which Detectron2 opens again
     is_eval = getattr(args, "eval_only", False)
     if comm.is_main_process():

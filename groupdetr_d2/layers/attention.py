@@ -3,13 +3,11 @@
 A self-attention is called on folded queries (groups.py), and knows nothing of groups.
 """
 
-import random
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dropout import draw_mask, draw_seed
+from .dropout import draw_mask, draw_seed, mask_generator
 
 PAIRS = 2  # (image, head) pairs of a tile at least, for as many threads
 CHUNK = 2**20  # attention weights held at a time by attention with dropout on a CPU
@@ -93,8 +91,8 @@ class _DropoutAttention(torch.autograd.Function):
     """softmax(q k^T) with dropout, times v, a tile of the attention weights at a time.
 
     PyTorch has no fused CPU kernel for attention with dropout. Backward computes a tile's weights
-    and its mask again, from the seed, so that memory does not grow with queries x keys; a tile is
-    so small that it stays in the cache of a core.
+    again and finds its mask again, from the seed, so that memory does not grow with queries x keys:
+    a tile has 4 MiB.
     """
 
     @staticmethod
@@ -131,7 +129,7 @@ def _weight_tiles(q: Tensor, k: Tensor, attn_mask: Tensor | None, p: float, seed
 
     The queries are scaled already.
     """
-    generator = random.Random(seed)
+    generator = mask_generator(seed)
     (_, heads, queries, _), keys = q.shape, k.shape[2]
     q, k = q.flatten(0, 1), k.flatten(0, 1)  # (B*heads, length, C / heads)
     for pairs, rows in _tiles(len(q), queries, keys):

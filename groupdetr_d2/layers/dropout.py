@@ -3,11 +3,12 @@
 PyTorch's dropout keeps a mask per call and draws it element by element, which on a CPU takes
 longer than the matrix products around it. Here a mask is a window, at a random place, of one long
 mask that is drawn once: it costs nothing to draw, and backward finds it again from the seed instead
-of keeping it. Masks are numbers: PyTorch's CPU kernels for bool are slow.
+of keeping it. Windows may overlap, but as each begins at a random place of four million, an element
+of one says nothing of the element at the same place, or at any other, of another one. Masks are
+numbers: PyTorch's CPU kernels for bool are slow.
 """
 
 import functools
-import random
 
 import numpy as np
 import torch
@@ -33,7 +34,12 @@ def draw_seed() -> int:
     return int(torch.randint(2**62, (), dtype=torch.int64))
 
 
-def draw_mask(shape: torch.Size, p: float, generator: random.Random) -> Tensor:
+def mask_generator(seed: int) -> np.random.BitGenerator:
+    """Makes the generator that chooses windows, which a compiler of PyTorch leaves alone."""
+    return np.random.PCG64DXSM(seed)
+
+
+def draw_mask(shape: torch.Size, p: float, generator: np.random.BitGenerator) -> Tensor:
     """Draws the factors of dropout on the CPU, float32: 1 / (1 - p) for what is kept, and else 0.
 
     The result is not to be written to.
@@ -42,7 +48,7 @@ def draw_mask(shape: torch.Size, p: float, generator: random.Random) -> Tensor:
     if numel > WINDOW:
         parts = torch.empty(numel).split(WINDOW)
         return torch.cat([draw_mask(part.shape, p, generator) for part in parts]).view(shape)
-    start = generator.randrange(LENGTH)
+    start = generator.random_raw() % LENGTH
     return torch.from_numpy(_long_mask(p)[start : start + numel]).view(shape)
 
 
@@ -55,7 +61,7 @@ def _long_mask(p: float) -> np.ndarray:
 
 def _drop_(x: Tensor, p: float, seed: int) -> Tensor:
     """Drops in place, a chunk at a time: masks stay in the cache and memory does not grow."""
-    generator = random.Random(seed)
+    generator = mask_generator(seed)
     for part in x.view(-1).split(CHUNK):
         part.mul_(draw_mask(part.shape, p, generator).to(x.dtype))
     return x

@@ -175,8 +175,8 @@ class PointQueries(nn.Module):
     A point is used as it is, without a sigmoid; it may leave [0, 1].
 
     Args:
-        spread: the deviation among the embeddings of the points to begin with; 0 leaves what the
-            official initialisation gives, about 0.05, with which queries are nearly alike.
+        spread: the standard deviation among the embeddings of the points to begin with; 0 leaves
+            what the official initialisation gives, about 0.05, with which queries are nearly alike.
     """
 
     def __init__(self, groups: QueryGroups, d_model: int, spread: float):
@@ -184,15 +184,14 @@ class PointQueries(nn.Module):
         self.bank = QueryBank(groups, 3)
         self.position = MLP(3 * NUM_FEATS, d_model, d_model, 2)
         nn.init.uniform_(self.bank.weight)
-        if spread:
+        if spread and len(self.bank.weight) > 1:
             self._spread(spread)
 
     @torch.no_grad()
     def _spread(self, deviation: float) -> None:
         """Scales and shifts the embeddings of the points to a mean of 0 and a deviation."""
         points, last = self.bank.weight, self.position.layers[-1]
-        before = self._embed(points).std(0, correction=0).mean()
-        last.weight.mul_(deviation / before.clamp(min=0.01))  # one query has none
+        last.weight.mul_(deviation / self._embed(points).std(0, correction=0).mean())
         last.bias.sub_(self._embed(points).mean(0))
 
     def _embed(self, points: Tensor) -> Tensor:

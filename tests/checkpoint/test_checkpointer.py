@@ -243,5 +243,9 @@ def test_a_missing_checkpoint_of_a_known_training_is_answered_with_its_command(t
     expected = "does not exist: .*--config-file configs/quick_start/group_petr_cubes.yaml makes it"
     with pytest.raises(CheckpointError, match=expected):
         check_exists("output/group_petr_cubes/model_final.pth")
+    with pytest.raises(CheckpointError, match=expected):
+        check_exists("./output/group_petr_cubes/model_final.pth")
+    with pytest.raises(CheckpointError, match="does not exist$"):
+        check_exists("output/group_petr_cubes/modle_final.pth")
     for fine in ("", "https://somewhere/model.pth", str(tmp_path)):
         check_exists(fine)

@@ -1,5 +1,4 @@
 import math
-import random
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from groupdetr_d2.layers.box_ops import (
     box_xyxy_to_cxcywh,
     generalized_box_iou,
 )
-from groupdetr_d2.layers.dropout import Dropout, ReluDropout, draw_mask
+from groupdetr_d2.layers.dropout import Dropout, ReluDropout, draw_mask, mask_generator
 from groupdetr_d2.layers.mlp import MLP
 from groupdetr_d2.layers.position_encoding import (
     image_position_embedding,
@@ -69,7 +68,7 @@ def test_attention_with_dropout_equals_the_formula(monkeypatch, chunk):
 
     assert torch.autograd.gradcheck(run, (q, k, v))
     torch.manual_seed(3)
-    generator = random.Random(attention.draw_seed())
+    generator = mask_generator(attention.draw_seed())
     keep = torch.zeros(4, 5, 6)  # (image, head) pairs, queries, keys
     for pairs, rows in attention._tiles(4, 5, 6):
         tile = keep[pairs, rows]
@@ -87,8 +86,8 @@ def test_attention_dropout_drops_at_its_rate_and_keeps_the_mean():
     assert abs(weights.sum(-1).mean() - 1) < 0.003
 
 
-def test_masks_are_windows_that_know_nothing_of_each_other(monkeypatch):
-    generator, shape = random.Random(0), torch.Size([300, 400])
+def test_masks_at_random_places_of_one_are_not_alike(monkeypatch):
+    generator, shape = mask_generator(0), torch.Size([300, 400])
     masks = torch.stack([draw_mask(shape, 0.25, generator) for _ in range(20)])
     assert set(masks.unique().tolist()) == {0, float(np.float32(1 / 0.75))}
     assert abs((masks == 0).float().mean() - 0.25) < 0.002
@@ -96,10 +95,39 @@ def test_masks_are_windows_that_know_nothing_of_each_other(monkeypatch):
     among = torch.corrcoef(masks.flatten(1)).fill_diagonal_(0)
     assert abs(neighbours[0, 1]) < 0.005
     assert among.abs().max() < 0.02
-    same = draw_mask(shape, 0.25, random.Random(0))
-    torch.testing.assert_close(same, masks[0])
-    monkeypatch.setattr(dropout, "WINDOW", 1000)  # a mask of several windows
-    assert abs((draw_mask(shape, 0.25, generator) == 0).float().mean() - 0.25) < 0.01
+    assert torch.equal(draw_mask(shape, 0.25, mask_generator(0)), masks[0])
+    monkeypatch.setattr(dropout, "WINDOW", 70_000)  # a mask of two windows
+    first, second = draw_mask(shape, 0.25, mask_generator(0)).flatten().split(70_000)
+    generator = mask_generator(0)
+    assert torch.equal(first, draw_mask(first.shape, 0.25, generator))
+    assert torch.equal(second, draw_mask(second.shape, 0.25, generator))
+
+
+def test_the_last_window_is_whole():
+    class Last:
+        def random_raw(self):
+            return 2**40 - 1
+
+    assert len(draw_mask(torch.Size([dropout.WINDOW]), 0.1, Last())) == dropout.WINDOW
+
+
+def test_training_leaves_the_long_mask_alone():
+    before = dropout._long_mask(0.25).copy()
+    x = torch.randn(2, 30, 8, requires_grad=True)
+    out = ReluDropout(0.25)(Dropout(0.25)(attend(x, x, x, 2, dropout=0.25)))
+    out.sum().backward()
+    assert np.array_equal(dropout._long_mask(0.25), before)
+
+
+def test_a_compiled_dropout_draws_anew_and_the_same_in_backward():
+    compiled, masks = torch.compile(Dropout(0.25), backend="eager"), []
+    for _ in range(3):
+        x = torch.rand(50, 60) + 0.5
+        y = compiled(x.requires_grad_())
+        y.sum().backward()
+        torch.testing.assert_close(x.grad, (y / x).detach())
+        masks.append(x.grad)
+    assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
 
 
 def test_dropout_redraws_its_mask_in_backward():

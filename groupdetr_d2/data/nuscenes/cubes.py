@@ -11,10 +11,12 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
-from multiprocessing import current_process
+from multiprocessing import current_process, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -119,23 +121,36 @@ def _write(spec: CubesSpec, folder: Path) -> None:
     cv2.imwrite(str(folder / MAP_FILE), np.full((8, 8), 255, dtype=np.uint8))
     tables = CubesTables(spec)
     write = partial(_write_scene, spec, shots, folder)
-    for number, (world, rig, sightings) in enumerate(_of_all_scenes(write, spec.num_scenes)):
-        tables.add_scene(number, world, rig, shots, sightings)
+    with closing(_of_all_scenes(write, spec.num_scenes)) as scenes:
+        for number, (world, rig, sightings) in enumerate(scenes):
+            tables.add_scene(number, world, rig, shots, sightings)
     tables.write(folder / TABLES)
 
 
-def _of_all_scenes(write: Callable[[int], Any], number: int) -> Iterator[Any]:
+def _of_all_scenes(write: Callable[[int], Any], number: int) -> Generator[Any, None, None]:
     """Yields the results of scenes in order; many are written by several processes."""
     processes = min(MOST_PROCESSES, os.cpu_count() or 1)
     if processes == 1 or number < MANY or current_process().daemon:  # which may start none
         yield from map(write, range(number))
         return
-    ignore = (signal.SIGINT, signal.SIG_IGN)  # it is for the process that waits
-    with ProcessPoolExecutor(processes, initializer=signal.signal, initargs=ignore) as pool:
+    with ProcessPoolExecutor(processes, initializer=_end_with_parent) as pool:
         try:
             yield from pool.map(write, range(number))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Leaves Ctrl-C to the process that waits, and ends when that one does, however it does."""
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    parent = parent_process()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class CubesScene:

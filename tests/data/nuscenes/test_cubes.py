@@ -267,14 +267,22 @@ def test_sweeps_do_not_change_keyframes(tmp_path):
 
 def test_several_processes_write_what_one_does(tmp_path, monkeypatch):
     one = generate_cubes(TINY, tmp_path / "a")
-    monkeypatch.setattr(cubes, "MANY", 1)
+    use_two_processes(monkeypatch)
     assert digests(generate_cubes(TINY, tmp_path / "b")) == digests(one)
 
 
-def test_an_error_of_one_of_several_processes_leaves_nothing(tmp_path, monkeypatch):
+def use_two_processes(monkeypatch):
     monkeypatch.setattr(cubes, "MANY", 1)
-    monkeypatch.setattr(cubes, "CubesScene", None)
-    with pytest.raises(TypeError):
+    monkeypatch.setattr(cubes.os, "cpu_count", lambda: 2)
+
+
+def test_an_interrupt_while_several_processes_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    use_two_processes(monkeypatch)
+    monkeypatch.setattr(cubes.CubesTables, "add_scene", interrupt)
+    with pytest.raises(KeyboardInterrupt):
         generate_cubes(TINY, tmp_path)
     assert not list(tmp_path.iterdir())
 
