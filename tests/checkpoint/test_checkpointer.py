@@ -239,7 +239,10 @@ def test_a_missing_checkpoint_is_named(tmp_path):
         GroupCheckpointer(small_model()).load(str(tmp_path / "gone.pth"))
 
 
-def test_a_missing_checkpoint_of_a_known_training_is_answered_with_its_command(tmp_path):
+def test_a_missing_checkpoint_of_a_known_training_is_answered_with_its_command(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # where nobody has trained
     expected = "does not exist: .*--config-file configs/quick_start/group_petr_cubes.yaml makes it"
     with pytest.raises(CheckpointError, match=expected):
         check_exists("output/group_petr_cubes/model_final.pth")
