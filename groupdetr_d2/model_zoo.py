@@ -57,6 +57,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> S
 
     Raises:
         ConfigError: as :func:`get_config`.
+        CheckpointError: MODEL.WEIGHTS is a file that a training has to make first; it is named.
     """
     cfg = get_config(config_path, trained)
     cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE

@@ -2,17 +2,30 @@
 
 import argparse
 import json
+import statistics
 import sys
 
 from tabulate import tabulate
 
 from ..config import build_config
-from .step_cost import count_flops, measure_step, run_apart
+from ..errors import UserError
+from .step_cost import count_flops, measure_step, middle_and_ends, run_apart
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    """Prints a table; every K is measured in a process of its own, so that peaks do not mix."""
-    results = [run_apart(measure, args, k) for k in args.num_groups]
+    """Prints a table; every K is measured in a process of its own, so that peaks do not mix.
+
+    In several rounds the numbers of groups take turns, so that a machine whose speed drifts is slow
+    for all of them.
+
+    Raises:
+        UserError: there is nothing to measure.
+    """
+    for name in ("steps", "rounds", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} has to be at least 1")
+    rounds = [[run_apart(measure, args, k) for k in args.num_groups] for _ in range(args.rounds)]
+    results = [combine(list(runs)) for runs in zip(*rounds, strict=True)]
     sys.stdout.write(json.dumps(results) if args.json else format_table(results))
     sys.stdout.write("\n")
     return 0
@@ -35,8 +48,24 @@ def measure(args: argparse.Namespace, num_groups: int) -> dict:
         num_objects=args.objects,
         steps=args.steps,
         training=not args.evaluate,
+        warm_up=args.warm_up,
     )
     return {"K": num_groups, "flops": flops, **cost}
+
+
+def combine(runs: list[dict]) -> dict:
+    """Combines the rounds of one K: median of all steps, mean shares, highest peak."""
+    durations = [seconds for run in runs for seconds in run["durations"]]
+    shares = {
+        name: statistics.mean(run["shares"][name] for run in runs) for name in runs[0]["shares"]
+    }
+    peak = max(run["peak_mib"] for run in runs)
+    return runs[0] | {
+        **middle_and_ends(durations),
+        "durations": durations,
+        "shares": shares,
+        "peak_mib": peak,
+    }
 
 
 def format_table(results: list[dict]) -> str:

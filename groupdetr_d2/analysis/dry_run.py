@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import nn
 
+from ..checkpoint.files import check_exists
 from ..config import build_config
 from ..engine.freezing import freeze
 from ..engine.rates import rate_table
@@ -41,6 +42,7 @@ def dry_run(args: argparse.Namespace) -> int:
 def sections_of(cfg: CfgNode, processes: int) -> Iterator[tuple[str, str]]:
     """Yields the parts of the description: a title and its text."""
     yield "configuration, where it is not the default's:", differences(cfg)
+    yield "weights:", describe_weights(cfg)
     lines, number = describe_data(cfg)
     yield "data:", "\n".join(lines)
     cfg = scheduled(cfg, number) if number else cfg
@@ -56,6 +58,15 @@ def differences(cfg: CfgNode) -> str:
     """Lists the keys whose value is another than the plugin's default."""
     rows = [(key, str(new)) for key, _, new in changed_keys(build_config(), cfg)]
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
+
+
+def describe_weights(cfg: CfgNode) -> str:
+    """Says what the training begins with; a file is looked for and not read."""
+    try:
+        check_exists(cfg.MODEL.WEIGHTS)
+    except UserError as error:
+        return f"a training would end here: {error}"
+    return cfg.MODEL.WEIGHTS or "none: random numbers"
 
 
 def describe_data(cfg: CfgNode) -> tuple[list[str], int | None]:

@@ -143,9 +143,20 @@ class PhaseTimer:
 
 
 def measure_step(
-    cfg, size: tuple[int, int], batch_size: int, *, num_objects: int, steps: int, training: bool
+    cfg,
+    size: tuple[int, int],
+    batch_size: int,
+    *,
+    num_objects: int,
+    steps: int,
+    training: bool,
+    warm_up: int = WARM_UP_STEPS,
 ) -> dict:
-    """Measures the seconds of a step, the shares of its parts, and peak memory."""
+    """Measures the seconds of a step, the shares of its parts, and peak memory.
+
+    Args:
+        warm_up: steps that run before the first one that counts.
+    """
     cuda = cfg.MODEL.DEVICE.startswith("cuda")
     if not cuda:
         keep_freed_memory()
@@ -162,23 +173,31 @@ def measure_step(
     }
     timer = PhaseTimer(parts, torch.cuda.synchronize if cuda else lambda: None)
     durations = []
-    for i in range(WARM_UP_STEPS + steps):
-        if i == WARM_UP_STEPS:
+    for i in range(warm_up + steps):
+        if i == warm_up:
             timer.seconds.clear()
         start = time.perf_counter()
         run_step(model, optimizer, batch, timer, amp_dtype_of(cfg))
         durations.append(time.perf_counter() - start)
-    durations = durations[WARM_UP_STEPS:]
+    durations = durations[warm_up:]
     total = sum(durations)
     shares = dict(timer.seconds)
     if training:
         shares["losses"] = shares.pop("criterion") - shares["matching"]
     return {
+        **middle_and_ends(durations),
+        "durations": durations,
+        "shares": {name: seconds / total for name, seconds in shares.items()},
+        "peak_mib": peak_memory_mib(torch.device(cfg.MODEL.DEVICE)),
+    }
+
+
+def middle_and_ends(durations: list[float]) -> dict[str, float]:
+    """Returns the median, the shortest and the longest duration by name."""
+    return {
         "seconds": statistics.median(durations),
         "fastest": min(durations),
         "slowest": max(durations),
-        "shares": {name: seconds / total for name, seconds in shares.items()},
-        "peak_mib": peak_memory_mib(torch.device(cfg.MODEL.DEVICE)),
     }
 
 

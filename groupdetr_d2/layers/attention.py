@@ -3,6 +3,8 @@
 A self-attention is called on folded queries (groups.py), and knows nothing of groups.
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,70 +92,92 @@ def _cpu_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> T
 class _DropoutAttention(torch.autograd.Function):
     """softmax(q k^T) with dropout, times v, a tile of the attention weights at a time.
 
-    PyTorch has no fused CPU kernel for attention with dropout. Backward computes a tile's weights
-    again and finds its mask again, from the seed, so that memory does not grow with queries x keys:
-    a tile has 4 MiB.
+    PyTorch has no fused CPU kernel for attention with dropout. Backward finds a tile's weights
+    again, from the logarithms of their sums, and its mask, from the seed, so that memory does not
+    grow with queries x keys: a tile has 4 MiB.
     """
 
     @staticmethod
     def forward(ctx, q, k, v, attn_mask, p):
         q = q * q.shape[-1] ** -0.5
-        ctx.save_for_backward(q, k, v, attn_mask)
         ctx.p, ctx.seed = p, draw_seed()
         out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype)
-        out_of, v_of = out.flatten(0, 1), v.flatten(0, 1)  # a copy of v
-        for pairs, rows, weights, keep in _weight_tiles(q, k, attn_mask, p, ctx.seed):
-            out_of[pairs, rows] = torch.bmm(weights.mul_(keep).to(v.dtype), v_of[pairs])
+        log_sums = torch.empty(*q.shape[:-1], 1, dtype=_wide_dtype(q))
+        of_queries, of_keys = (q, out, log_sums), (k.mT.contiguous(), v)
+        for tile in _tiles(of_queries, of_keys, attn_mask, p, ctx.seed):
+            weights, keep, (_, out_, log_sum), (_, v_) = tile
+            largest = weights.amax(-1, keepdim=True)
+            total = weights.sub_(largest).exp_().sum(-1, keepdim=True)
+            log_sum.copy_(largest + total.log())
+            out_.copy_(torch.bmm(weights.mul_(keep).to(v.dtype), v_) / total)
+        ctx.save_for_backward(q, k, v, attn_mask, out, log_sums)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        q, k, v, attn_mask = ctx.saved_tensors
-        dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
-        grad_of, q_of, k_of, v_of, dq_of, dk_of, dv_of = (
-            x.flatten(0, 1) for x in (grad, q, k, v, dq, dk, dv)
-        )
-        for pairs, rows, weights, keep in _weight_tiles(q, k, attn_mask, ctx.p, ctx.seed):
-            grad = grad_of[pairs, rows]
-            d_weights = torch.bmm(grad, v_of[pairs].transpose(1, 2)).to(weights.dtype).mul_(keep)
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+        q, k, v, attn_mask, out, log_sums = ctx.saved_tensors
+        dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype) for x in (q, k.mT, v.mT))
+        shift = (grad * out).sum(-1, keepdim=True, dtype=log_sums.dtype).neg_()
+        of_queries = q, grad, log_sums, shift, dq
+        of_keys = k.mT.contiguous(), k, v.mT.contiguous(), dk, dv
+        for tile in _tiles(of_queries, of_keys, attn_mask, ctx.p, ctx.seed):
+            weights, keep, (q_, grad_, log_sum, shift_, dq_), (_, k_, v_, dk_, dv_) = tile
+            weights.sub_(log_sum).exp_()
+            d_weights = torch.bmm(grad_, v_).to(weights.dtype)
+            d_scores = torch.addcmul(shift_, d_weights, keep, out=d_weights).mul_(weights)
             d_scores = d_scores.to(q.dtype)
-            dq_of[pairs, rows] = torch.bmm(d_scores, k_of[pairs])
-            dk_of[pairs].baddbmm_(d_scores.transpose(1, 2), q_of[pairs, rows])
-            dv_of[pairs].baddbmm_(weights.mul_(keep).to(grad.dtype).transpose(1, 2), grad)
-        return dq.mul_(q.shape[-1] ** -0.5), dk, dv, None, None
+            dv_.baddbmm_(grad_.mT, weights.mul_(keep).to(v.dtype))
+            dk_.baddbmm_(q_.mT, d_scores)
+            dq_.copy_(torch.bmm(d_scores, k_))
+        return dq.mul_(q.shape[-1] ** -0.5), dk.mT, dv.mT, None, None
 
 
-def _weight_tiles(q: Tensor, k: Tensor, attn_mask: Tensor | None, p: float, seed: int):
-    """Yields slices of (image, head) pairs and of queries, their softmax weights, and the mask.
+def _wide_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of exponentials and their sums: float32 at least."""
+    return torch.promote_types(x.dtype, torch.float32)
 
-    The queries are scaled already.
+
+def _tiles(
+    of_queries: Sequence[Tensor],
+    of_keys: Sequence[Tensor],
+    attn_mask: Tensor | None,
+    p: float,
+    seed: int,
+) -> Iterator[tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]]:
+    """Yields a tile's scores, its mask of dropout, and the part of each tensor that belongs to it.
+
+    Args:
+        of_queries: (B, heads, queries, any) each, contiguous if they are written to; the first are
+            the queries, scaled.
+        of_keys: tensors of (B, heads) pairs; the first are the keys, (B, heads, Cq, keys), the
+            layout in which products are the fastest.
     """
-    generator = mask_generator(seed)
-    (_, heads, queries, _), keys = q.shape, k.shape[2]
-    q, k = q.flatten(0, 1), k.flatten(0, 1)  # (B*heads, length, C / heads)
-    for pairs, rows in _tiles(len(q), queries, keys):
-        scores = torch.bmm(q[pairs, rows], k[pairs].mT)
-        scores = scores.to(torch.promote_types(q.dtype, torch.float32))
-        if attn_mask is not None:
-            images = torch.arange(len(q))[pairs] // heads
-            scores.masked_fill_(_rows_of_mask(attn_mask, images, rows), float("-inf"))
-        keep = draw_mask(scores.shape, p, generator)
-        yield pairs, rows, torch.softmax(scores, -1), keep
+    generator, dtype = mask_generator(seed), _wide_dtype(of_queries[0])
+    batch, heads, queries, _ = of_queries[0].shape
+    pair_step, row_step = _tile_size(queries, of_keys[0].shape[3])
+    of_queries, of_keys = ([x.flatten(0, 1) for x in side] for side in (of_queries, of_keys))
+    if attn_mask is not None:
+        of_pairs = attn_mask.expand(batch, heads, *attn_mask.shape[-2:]).flatten(0, 1)
+        of_queries.append(of_pairs.expand(-1, queries, -1))
+    parts = zip(_split(of_queries, pair_step, 0), _split(of_keys, pair_step, 0), strict=True)
+    for query_parts, key_parts in parts:
+        for rows in _split(query_parts, row_step, 1):
+            scores = torch.bmm(rows[0], key_parts[0]).to(dtype)
+            if attn_mask is not None:
+                rows, is_masked = rows[:-1], rows[-1]
+                scores.masked_fill_(is_masked, float("-inf"))
+            yield scores, draw_mask(scores.shape, p, generator).to(dtype), rows, key_parts
 
 
-def _tiles(pairs: int, queries: int, keys: int):
-    """Yields slices of pairs and of queries with at most CHUNK weights between them."""
-    pair_step = max(PAIRS, CHUNK // (queries * keys))
-    row_step = max(1, min(queries, CHUNK // (PAIRS * keys)))
-    for start in range(0, pairs, pair_step):
-        for row in range(0, queries, row_step):
-            yield slice(start, start + pair_step), slice(row, row + row_step)
+def _split(tensors: Sequence[Tensor], size: int, dim: int) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(x.split(size, dim) for x in tensors), strict=True)
 
 
-def _rows_of_mask(attn_mask: Tensor, images: Tensor, rows: slice) -> Tensor:
-    """Selects the mask of a tile from (queries, keys) or (B, 1, 1, keys)."""
-    return attn_mask[rows] if attn_mask.dim() == 2 else attn_mask[:, 0][images]
+def _tile_size(queries: int, keys: int) -> tuple[int, int]:
+    """Returns the pairs and the queries of a tile, which has at most CHUNK weights if it can."""
+    rows = max(1, min(queries, CHUNK // (PAIRS * keys)))
+    tiles_of_pair = -(-queries // rows)
+    return max(PAIRS, CHUNK // (queries * keys)), -(-queries // tiles_of_pair)
 
 
 class PackedAttention(nn.Module):

@@ -1,14 +1,16 @@
 """Dropout that costs little memory and, on a CPU, little time.
 
 PyTorch's dropout keeps a mask per call and draws it element by element, which on a CPU takes
-longer than the matrix products around it. Here a mask is a window, at a random place, of one long
-mask that is drawn once: it costs nothing to draw, and backward finds it again from the seed instead
-of keeping it. Windows may overlap, but as each begins at a random place of four million, an element
-of one says nothing of the element at the same place, or at any other, of another one. Masks are
-numbers: PyTorch's CPU kernels for bool are slow.
+longer than the matrix products around it. Here a row of a mask is a window of one long mask that is
+drawn once: it costs nothing to draw, and backward finds it again from the seed instead of keeping
+it. Each mask begins at a random place of four million, and its rows lie a random step apart. Long
+rows overlap, so that the mask of a tile of attention stays in the cache, but two given elements are
+the same one in at most one mask of a thousand, and so say nothing of each other. Masks are numbers:
+PyTorch's CPU kernels for bool are slow.
 """
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -17,8 +19,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-LENGTH = 2**22  # places where a window can begin
-WINDOW = 2**20  # elements of the longest one
+LENGTH = 2**22  # places where a mask can begin
+WINDOW = 2**20  # elements of the long mask that one mask can span
+STEP = 2**10  # the least one from row to row of a mask, where rows are longer
 CHUNK = 2**18  # elements that are dropped at a time: they stay in the cache
 
 
@@ -42,19 +45,21 @@ def mask_generator(seed: int) -> np.random.BitGenerator:
 def draw_mask(shape: torch.Size, p: float, generator: np.random.BitGenerator) -> Tensor:
     """Draws the factors of dropout on the CPU, float32: 1 / (1 - p) for what is kept, and else 0.
 
-    The result is not to be written to.
+    The result has rows that overlap in memory, and is not to be written to.
     """
-    numel = shape.numel()
-    if numel > WINDOW:
-        parts = torch.empty(numel).split(WINDOW)
+    rows, length = math.prod(shape[:-1]), shape[-1]
+    if (rows - 1) * min(length, 2 * STEP) + length > WINDOW:
+        parts = torch.empty(shape.numel()).split(WINDOW)
         return torch.cat([draw_mask(part.shape, p, generator) for part in parts]).view(shape)
-    start = generator.random_raw() % LENGTH
-    return torch.from_numpy(_long_mask(p)[start : start + numel]).view(shape)
+    place = generator.random_raw()
+    step = max(1, min(length, STEP + (place >> 32) % STEP))
+    long_mask = torch.from_numpy(_long_mask(p)[place % LENGTH :])
+    return long_mask.unfold(0, length, step)[:rows].view(shape)
 
 
 @functools.lru_cache(maxsize=4)
 def _long_mask(p: float) -> np.ndarray:
-    """Draws the mask (LENGTH + WINDOW,) whose windows are used; the same one in every process."""
+    """Draws the mask (LENGTH + WINDOW,) whose parts are used; the same one in every process."""
     is_kept = np.random.default_rng(0).random(LENGTH + WINDOW) >= p
     return is_kept.astype(np.float32) / np.float32(1 - p)
 

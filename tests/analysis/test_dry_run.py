@@ -42,3 +42,13 @@ def test_data_that_are_not_there_are_named(capsys):
     text = printed(capsys, *SHRINK, *SIZE)
     assert re.search(r"a training would end here: .*instances_train2017.json", text)
     assert "training for 73930 iterations of 2 inputs" in text
+
+
+def test_weights_are_looked_for(capsys):
+    def said(path):
+        text = printed(capsys, *SHRINK, *SIZE, "MODEL.WEIGHTS", path)
+        return re.search(r"^weights:\n(.*)$", text, re.M)[1]
+
+    assert re.fullmatch("a training would end here: .*gone.pth .* does not exist", said("gone.pth"))
+    assert said("https://somewhere/model.pth") == "https://somewhere/model.pth"
+    assert said("''") == "none: random numbers"

@@ -87,6 +87,32 @@ def test_benchmark_prints_one_row_a_k(capsys, mode, warm_measuring):
         assert parts == set(one["shares"]) and 0.7 < sum(one["shares"].values()) <= 1.01
 
 
+def test_rounds_of_a_benchmark_take_turns(capsys, monkeypatch):
+    """The median is of the steps of all rounds, not of the rounds' medians."""
+    from groupdetr_d2.analysis import benchmark
+
+    steps = {1: iter([[1.0, 5.0], [2.0, 3.0]]), 3: iter([[8.0, 8.0], [4.0, 4.0]])}
+    order = []
+
+    def measured(function, args, k):
+        order.append(k)
+        shares = {"backbone": len(order) / 10}
+        return {"K": k, "flops": k, "durations": next(steps[k]), "shares": shares, "peak_mib": k}
+
+    monkeypatch.setattr(benchmark, "run_apart", measured)
+    rounds = ["--num-groups", "1", "3", "--rounds", "2", "--json"]
+    main(["benchmark", "--config-file", CONFIG, *rounds])
+    one, three = json.loads(capsys.readouterr().out)
+    assert order == [1, 3, 1, 3]
+    assert (one["seconds"], one["fastest"], one["slowest"]) == (2.5, 1, 5)
+    assert three["seconds"] == 6 and three["shares"]["backbone"] == pytest.approx(0.3)
+
+
+def test_a_benchmark_of_nothing_is_refused():
+    with pytest.raises(SystemExit, match="--rounds has to be at least 1"):
+        main(["benchmark", "--config-file", CONFIG, "--rounds", "0"])
+
+
 def test_predict_lists_files_and_folders(tmp_path):
     from groupdetr_d2.inference.prediction import list_images
 

@@ -70,11 +70,29 @@ def test_attention_with_dropout_equals_the_formula(monkeypatch, chunk):
     torch.manual_seed(3)
     generator = mask_generator(attention.draw_seed())
     keep = torch.zeros(4, 5, 6)  # (image, head) pairs, queries, keys
-    for pairs, rows in attention._tiles(4, 5, 6):
-        tile = keep[pairs, rows]
-        tile.copy_(draw_mask(tile.shape, 0.3, generator))
+    pair_step, row_step = attention._tile_size(5, 6)
+    for pairs in keep.split(pair_step):
+        for tile in pairs.split(row_step, 1):
+            tile.copy_(draw_mask(tile.shape, 0.3, generator))
     keep = keep.unflatten(0, (2, 2))
     torch.testing.assert_close(run(q, k, v), explicit_attention(q, k, v, 2, attn_mask, keep))
+
+
+def test_attention_with_dropout_in_bfloat16_follows_float32():
+    """As mixed precision calls it: the same mask, and results within bfloat16's rounding."""
+    inputs = [torch.randn(2, n, 8) for n in (50, 60, 60)]
+
+    def run(dtype):
+        q, k, v = (x.to(dtype, copy=True).requires_grad_() for x in inputs)
+        torch.manual_seed(3)
+        out = attend(q, k, v, 2, padding(2, 60), dropout=0.3)
+        out.square().sum().backward()
+        return out, q.grad, k.grad, v.grad
+
+    for found, expected in zip(run(torch.bfloat16), run(torch.float32), strict=True):
+        assert found.dtype == torch.bfloat16
+        error = (found.float() - expected).abs().max() / expected.abs().max()
+        assert error < 0.03
 
 
 def test_attention_dropout_drops_at_its_rate_and_keeps_the_mean():
