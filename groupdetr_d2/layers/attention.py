@@ -102,15 +102,15 @@ class _DropoutAttention(torch.autograd.Function):
         q = q * q.shape[-1] ** -0.5
         ctx.p, ctx.seed = p, draw_seed()
         out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype)
-        log_sums = torch.empty(*q.shape[:-1], 1, dtype=_wide_dtype(q))
-        of_queries, of_keys = (q, out, log_sums), (k.mT.contiguous(), v)
+        largest, totals = torch.empty(2, *q.shape[:-1], 1, dtype=_wide_dtype(q))
+        of_queries, of_keys = (q, largest, totals, out), (k.mT.contiguous(), v)
         for tile in _tiles(of_queries, of_keys, attn_mask, p, ctx.seed):
-            weights, keep, (_, out_, log_sum), (_, v_) = tile
-            largest = weights.amax(-1, keepdim=True)
-            total = weights.sub_(largest).exp_().sum(-1, keepdim=True)
-            log_sum.copy_(largest + total.log())
-            out_.copy_(torch.bmm(weights.mul_(keep).to(v.dtype), v_) / total)
-        ctx.save_for_backward(q, k, v, attn_mask, out, log_sums)
+            weights, keep, (_, largest_, total_, out_), (_, v_) = tile
+            torch.amax(weights, -1, keepdim=True, out=largest_)
+            torch.sum(weights.sub_(largest_).exp_(), -1, keepdim=True, out=total_)
+            out_.copy_(torch.bmm(weights.mul_(keep).to(v.dtype), v_))
+        out.div_(totals)
+        ctx.save_for_backward(q, k, v, attn_mask, out, totals.log_().add_(largest))
         return out
 
     @staticmethod
@@ -128,7 +128,7 @@ class _DropoutAttention(torch.autograd.Function):
             d_scores = d_scores.to(q.dtype)
             dv_.baddbmm_(grad_.mT, weights.mul_(keep).to(v.dtype))
             dk_.baddbmm_(q_.mT, d_scores)
-            dq_.copy_(torch.bmm(d_scores, k_))
+            dq_.baddbmm_(d_scores, k_)
         return dq.mul_(q.shape[-1] ** -0.5), dk.mT, dv.mT, None, None
 
 
