@@ -21,6 +21,7 @@ from groupdetr_d2.engine.training_data import load_training_set
 from tests import ROOT, warm
 from tests.conftest import make_batch, small_config, small_model
 from tests.data.test_data import write_set
+from tests.recorded_training import leave_pictures_out
 
 
 def train_net(*arguments, check=True, interpreter=False):
@@ -71,7 +72,7 @@ def losses_of(folder):
     return {r["iteration"]: r["total_loss"] for r in map(json.loads, lines) if "total_loss" in r}
 
 
-def run_in_process(arguments, *, resume=False, iterations=None):
+def run_in_process(arguments, *, resume=False, iterations=None, pictures=False):
     from groupdetr_d2.commands import build_parser
     from groupdetr_d2.engine.setup import setup_config
 
@@ -82,7 +83,10 @@ def run_in_process(arguments, *, resume=False, iterations=None):
     trainer.resume_or_load(resume=resume)
     if iterations:
         trainer.max_iter = iterations
-    trainer.train()
+    with pytest.MonkeyPatch.context() as patch:
+        if not pictures:
+            leave_pictures_out(patch.setattr)
+        trainer.train()
     return trainer
 
 

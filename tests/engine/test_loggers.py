@@ -5,7 +5,6 @@ import inspect
 import json
 import logging
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +16,6 @@ from detectron2.utils.events import EventStorage
 from groupdetr_d2.commands import build_parser
 from groupdetr_d2.config import build_config
 from groupdetr_d2.config.choices import ChoiceError
-from groupdetr_d2.engine import report
 from groupdetr_d2.engine.interruption import Interrupted
 from groupdetr_d2.engine.loggers import MissingLoggerError, build_loggers, check_installed
 from groupdetr_d2.engine.loggers.run_logger import LoggerError, RunLogger
@@ -105,11 +103,6 @@ def test_all_loggers_get_scalars_configuration_pictures_and_results(
     tmp_path, stand_ins, monkeypatch
 ):
     """And a resumed training goes on in the same runs."""
-    # the report is a matter of other tests, and takes longer than the training
-    monkeypatch.setattr(report, "draw_curves", lambda folder, path, metric: path.touch())
-    monkeypatch.setattr(
-        report, "write_report", lambda cfg, *_, **__: Path(cfg.OUTPUT_DIR, "report.html").touch()
-    )
     opts = ["TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", 3, "LOGGERS", ALL]
     run_in_process(tiny_run(tmp_path, *opts), iterations=1)
     run_in_process(tiny_run(tmp_path, *opts, "SOLVER.BASE_LR", 2e-4), resume=True)

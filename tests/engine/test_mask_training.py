@@ -60,7 +60,7 @@ def test_resumed_training_gives_the_losses_of_an_uninterrupted_one(tmp_path, eve
 def training(tmp_path_factory):
     """A training's folder with two numbered checkpoints, three groups, evaluated twice."""
     folder = tmp_path_factory.mktemp("masks")
-    run_in_process(mask_run(folder, "TEST.EVAL_PERIOD", 3))
+    run_in_process(mask_run(folder, "TEST.EVAL_PERIOD", 3), pictures=True)
     return folder / "out"
 
 

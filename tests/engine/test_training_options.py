@@ -177,7 +177,7 @@ def test_a_training_that_gets_no_better_ends():
 def test_an_early_end_leaves_a_report_and_the_best_checkpoint(tmp_path, package_log):
     opts = ["TEST.EVAL_PERIOD", 1, "SOLVER.PATIENCE", 2, "SOLVER.BASE_LR", 0.0]
     opts += ["SOLVER.KEEP_CHECKPOINTS", 1, "SOLVER.CHECKPOINT_PERIOD", 1]
-    trainer = run_in_process(tiny_run(tmp_path, *opts))
+    trainer = run_in_process(tiny_run(tmp_path, *opts), pictures=True)
     assert trainer.iter == 2 and "no better bbox/AP in 2 evaluations" in package_log.text
     names = {p.name for p in (tmp_path / "out").glob("*.pth")}
     assert names == {"model_best.pth", "model_0000002.pth"}
