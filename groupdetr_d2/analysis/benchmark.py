@@ -4,6 +4,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 
 from tabulate import tabulate
 
@@ -25,7 +26,7 @@ def benchmark(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} has to be at least 1")
     rounds = [[run_apart(measure, args, k) for k in args.num_groups] for _ in range(args.rounds)]
-    results = [combine(list(runs)) for runs in zip(*rounds, strict=True)]
+    results = [combine(runs) for runs in zip(*rounds, strict=True)]
     sys.stdout.write(json.dumps(results) if args.json else format_table(results))
     sys.stdout.write("\n")
     return 0
@@ -53,7 +54,7 @@ def measure(args: argparse.Namespace, num_groups: int) -> dict:
     return {"K": num_groups, "flops": flops, **cost}
 
 
-def combine(runs: list[dict]) -> dict:
+def combine(runs: Sequence[dict]) -> dict:
     """Combines the rounds of one K: median of all steps, mean shares, highest peak."""
     durations = [seconds for run in runs for seconds in run["durations"]]
     shares = {

@@ -108,8 +108,7 @@ class _DropoutAttention(torch.autograd.Function):
             weights, keep, (_, largest_, total_, out_), (_, v_) = tile
             torch.amax(weights, -1, keepdim=True, out=largest_)
             torch.sum(weights.sub_(largest_).exp_(), -1, keepdim=True, out=total_)
-            out_.copy_(torch.bmm(weights.mul_(keep).to(v.dtype), v_))
-        out.div_(totals)
+            out_.copy_(torch.bmm(weights.mul_(keep).div_(total_).to(v.dtype), v_))
         ctx.save_for_backward(q, k, v, attn_mask, out, totals.log_().add_(largest))
         return out
 
@@ -117,7 +116,7 @@ class _DropoutAttention(torch.autograd.Function):
     def backward(ctx, grad):
         q, k, v, attn_mask, out, log_sums = ctx.saved_tensors
         dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype) for x in (q, k.mT, v.mT))
-        shift = (grad * out).sum(-1, keepdim=True, dtype=log_sums.dtype).neg_()
+        shift = (grad.to(log_sums.dtype) * out).sum(-1, keepdim=True).neg_()
         of_queries = q, grad, log_sums, shift, dq
         of_keys = k.mT.contiguous(), k, v.mT.contiguous(), dk, dv
         for tile in _tiles(of_queries, of_keys, attn_mask, ctx.p, ctx.seed):
@@ -157,8 +156,8 @@ def _tiles(
     pair_step, row_step = _tile_size(queries, of_keys[0].shape[3])
     of_queries, of_keys = ([x.flatten(0, 1) for x in side] for side in (of_queries, of_keys))
     if attn_mask is not None:
-        of_pairs = attn_mask.expand(batch, heads, *attn_mask.shape[-2:]).flatten(0, 1)
-        of_queries.append(of_pairs.expand(-1, queries, -1))
+        is_masked = attn_mask.expand(batch, heads, *attn_mask.shape[-2:]).flatten(0, 1)
+        of_queries.append(is_masked.expand(-1, queries, -1))
     parts = zip(_split(of_queries, pair_step, 0), _split(of_keys, pair_step, 0), strict=True)
     for query_parts, key_parts in parts:
         for rows in _split(query_parts, row_step, 1):
