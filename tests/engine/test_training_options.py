@@ -231,10 +231,10 @@ def test_an_unknown_compiler_is_named():
 
 
 def test_a_training_says_what_was_compiled(tmp_path, package_log):
-    # of one size, as the compiler takes seconds for another
+    # of one size and one layer, as the compiler takes seconds for another
     size = ["INPUT.MIN_SIZE_TRAIN", "(48,)", "INPUT.MAX_SIZE_TRAIN", 48]
     opts = ["MODEL.COMPILE", "eager", "DATASETS.TEST", "()"]
-    run_in_process(tiny_run(tmp_path, *opts, *size))
+    run_in_process(tiny_run(tmp_path, *opts, *size, "MODEL.DETR.DEC_LAYERS", 1))
     assert "MODEL.COMPILE eager: backbone, head.encoder, head.dec" in package_log.text
     # on a CPU dropout has a seed of its own, which the compiler cannot follow: that is said
     assert re.search(r"torch.compile: \d+ graphs of \d+ operations, \d+ breaks", package_log.text)

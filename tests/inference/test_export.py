@@ -68,6 +68,10 @@ def spread_model(config, num_groups=3):
     return model
 
 
+def leave_as_traced(patch):
+    patch.setattr(torch.onnx, "export", functools.partial(torch.onnx.export, optimize=False))
+
+
 @pytest.fixture(scope="module")
 def export_model(tmp_path_factory):
     """A function from a model's name to the model and its file, which one worker writes."""
@@ -81,8 +85,7 @@ def export_model(tmp_path_factory):
                 path.parent.mkdir()
                 with pytest.MonkeyPatch.context() as patch:
                     if name not in OPTIMIZED:
-                        as_traced = functools.partial(torch.onnx.export, optimize=False)
-                        patch.setattr(torch.onnx, "export", as_traced)
+                        leave_as_traced(patch)
                     export_onnx(model, path, (96, 128), dynamic=True, opset=OPSET)
         return model, path
 
@@ -182,7 +185,8 @@ FPN = [
 
 
 @pytest.mark.slow
-def test_a_backbone_that_takes_multiples_alone_gets_them(tmp_path):
+def test_a_backbone_that_takes_multiples_alone_gets_them(tmp_path, monkeypatch):
+    leave_as_traced(monkeypatch)
     model = small_model(2, *FPN, config=MODELS["conditional_detr"]).eval()
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 90, 117)).astype(np.float32)
     boxes, scores, _ = Detector(model)(torch.from_numpy(images))
