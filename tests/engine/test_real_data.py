@@ -56,7 +56,7 @@ def test_the_full_config_trains_and_evaluates_on_coco_as_it_stands(
     weights = ["MODEL.WEIGHTS", shared_data / "weights" / "R-50-rgb.pkl", *IMAGENET]
     short = ["SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 1, "TEST.EVAL_PERIOD", 0]
     output = ["OUTPUT_DIR", tmp_path, "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", 0]
-    done = train_net("--config-file", CONFIG, *weights, *short, *output)
+    done = train_net("--config-file", CONFIG, *weights, *short, *output, interpreter=True)
     assert "K = 11 groups of N = 300 queries" in done.stdout and "iter 1/1" in done.stdout
     coco = shared_data / "coco"
     few = ["INPUT.MIN_SIZE_TEST", 160, "MODEL.WEIGHTS", tmp_path / "model_final.pth", *IMAGENET]
