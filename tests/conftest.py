@@ -1,5 +1,6 @@
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -50,6 +51,12 @@ SMALL_MASK_BACKBONE = [
     *("MODEL.RESNETS.OUT_FEATURES", MASK_LEVELS, "MODEL.DETR.SIZE_DIVISIBILITY", 16),
     *("SOLVER.AMP.ENABLED", False),
 ]
+
+
+def pytest_configure():
+    """Lets commands under test see Ctrl-C: what a script starts with & ignores it, children too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
