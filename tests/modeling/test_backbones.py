@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone, build_model
 from detectron2.modeling.backbone import MViT, RegNet, SimpleFeaturePyramid, ViT
 from detectron2.modeling.backbone.regnet import ResBottleneckBlock, SimpleStem
+from detectron2.modeling.backbone.resnet import BasicStem
 
 from groupdetr_d2 import model_zoo
 from groupdetr_d2.engine.freezing import freeze
@@ -170,3 +171,21 @@ def test_parameters_that_nothing_reads_are_named(package_log):
         check_gradients(model, is_alone=False)
     freeze(model, ["backbone.fpn_lateral3.*", "backbone.fpn_output3.*"])
     check_gradients(model, is_alone=False)
+
+
+def test_a_small_resnet_keeps_channels_last_and_computes_what_a_resnet_does():
+    cfg = model_zoo.get_config("quick_start/conditional_detr_shapes.yaml")
+    backbone = build_backbone(cfg)
+    images = torch.randn(2, 3, 64, 96)
+    maps = backbone(images)
+    assert maps["res4"].is_contiguous(memory_format=torch.channels_last)
+    maps["res4"].square().mean().backward()
+    gradients = [p.grad.clone() for p in backbone.parameters()]
+    backbone.zero_grad()
+    backbone.stem.__class__ = BasicStem  # that of Detectron2, the same weights
+    plain = backbone(images)
+    assert plain["res4"].is_contiguous()
+    plain["res4"].square().mean().backward()
+    torch.testing.assert_close(maps["res4"], plain["res4"], rtol=1e-4, atol=1e-5)
+    for gradient, parameter in zip(gradients, backbone.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)
