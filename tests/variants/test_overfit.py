@@ -53,7 +53,7 @@ FAMILIES = {
 # side of the images, width of the model, steps, highest learning rate; the DETRs that move anchors
 # on one level need more of each
 SCHEDULES = {name: (96, 64, 80, 4e-3) for name in FAMILIES}
-SCHEDULES |= {"conditional_detr": (128, 64, 120, 5e-3), "dn_detr": (128, 128, 200, 3e-3)}
+SCHEDULES |= {"conditional_detr": (128, 64, 90, 5e-3), "dn_detr": (128, 128, 200, 3e-3)}
 SCHEDULES["mask2former"] = (96, 64, 120, 3e-3)
 SCHEDULES["sam_detr_pp"] = (96, 64, 160, 4e-3)
 
@@ -70,7 +70,7 @@ def four_images(tmp_path, family, num_groups):
         *("MODEL.DETR.HIDDEN_DIM", width, "MODEL.DETR.DIM_FEEDFORWARD", 2 * width),
         *("INPUT.MIN_SIZE_TRAIN", (size,), "INPUT.MAX_SIZE_TRAIN", size),
         *("INPUT.MIN_SIZE_TEST", size, "INPUT.MAX_SIZE_TEST", size),
-        *("INPUT.RANDOM_FLIP", "none", "MODEL.RESNETS.NORM", "GN", "OUTPUT_DIR", tmp_path / "out"),
+        *("INPUT.RANDOM_FLIP", "none", "OUTPUT_DIR", tmp_path / "out"),
     ]
     cfg = build_config(str(ROOT / CONFIG), [str(x) for x in (*custom, *FAMILIES[family])])
     register_custom_datasets(cfg)
