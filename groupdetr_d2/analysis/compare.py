@@ -23,6 +23,7 @@ from .output import COLOURS
 from .runs import config_of_run, task_of_run
 
 IGNORED = ("OUTPUT_DIR", "VERSION")
+SHOWN_CLASSES = 20  # with more of them, the AP of classes stands in the file alone
 
 
 def compare(names: list[str], out_folder: str) -> int:
@@ -32,9 +33,15 @@ def compare(names: list[str], out_folder: str) -> int:
     out.mkdir(parents=True, exist_ok=True)
     task = common_task(folders)
     rows = [{"run": name, **summary(records, task)} for name, records in runs.items()]
-    write_csv(out / "compare.csv", rows)
+    others = {name: other_metrics(records, task) for name, records in runs.items()}
+    names = names_of(others)
+    write_csv(
+        out / "compare.csv",
+        [{**row, **{name: others[row["run"]].get(name) for name in names}} for row in rows],
+    )
     draw(runs, task.metric, out / "compare.png")
     sys.stdout.write(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="simple") + "\n")
+    sys.stdout.write(table_of_others(others))
     sys.stdout.write(differences(dict(zip(runs, folders, strict=True))))
     sys.stdout.write("".join(f"{note}\n" for folder in folders for note in notes_on(folder)))
     sys.stdout.write(f"{out} holds compare.png and compare.csv\n")
@@ -101,6 +108,32 @@ def summary(records: list[dict], task: Task) -> dict:
     times = sorted(r["time"] for r in records if "time" in r)
     row["s/iteration"] = times[len(times) // 2] if times else None
     return row
+
+
+def other_metrics(records: list[dict], task: Task) -> dict[str, float]:
+    """Returns the last of each metric that :func:`summary` leaves out, such as AP of classes."""
+    prefix = task.metric.partition("/")[0] + "/"
+    last: dict[str, float] = {}
+    for record in records:
+        last |= {key: x for key, x in record.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): x for key, x in last.items() if key not in task.compared}
+
+
+def names_of(others: dict[str, dict[str, float]]) -> list[str]:
+    """Lists the metrics that any of the runs has."""
+    return list(dict.fromkeys(name for metrics in others.values() for name in metrics))
+
+
+def table_of_others(others: dict[str, dict[str, float]]) -> str:
+    """Formats :func:`other_metrics` of runs, a metric in a row; empty if there are none."""
+    names = names_of(others)
+    if sum(name.startswith("AP-") for name in names) > SHOWN_CLASSES:
+        names = [name for name in names if not name.startswith("AP-")]
+    rows = [[name, *(metrics.get(name) for metrics in others.values())] for name in names]
+    if not rows:
+        return ""
+    table = tabulate(rows, headers=["last", *others], floatfmt=".2f", tablefmt="simple")
+    return f"\n{table}\n\n"
 
 
 def draw(runs: dict[str, list[dict]], metric: str, path: Path) -> None:

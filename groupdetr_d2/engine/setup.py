@@ -145,6 +145,7 @@ def check_test_sets(cfg: CfgNode) -> None:
 
     Raises:
         DatasetError: a data set is not registered, or something is wrong with it.
+        UserError: it could not be evaluated on.
     """
     check_registered(cfg.DATASETS.TEST)
     task = task_of(cfg)
@@ -152,6 +153,7 @@ def check_test_sets(cfg: CfgNode) -> None:
         task.data.check_classes(cfg, cfg.DATASETS.TEST)
         for name in cfg.DATASETS.TEST:
             number = len(task.data.images_of(name, is_evaluated=True))
+            task.data.check_evaluation(name)
             logger.info("%d %s of %s to evaluate on", number, task.sees, name)
 
 

@@ -29,8 +29,8 @@ def check_nuscenes_data(args: argparse.Namespace, draw: Draw | None = None) -> i
     """Checks a copy of nuScenes; prints, and writes a report. Returns 1 if there are errors.
 
     Args:
-        draw: draws frames of some scenes into a file, where there are no errors. Label statistics
-            of those scenes are printed, too.
+        draw: draws frames of some scenes into a file, if the tables allow it. Label statistics of
+            those scenes are printed, too.
     """
     version = args.version or find_version(args.nuscenes)
     out = Path(args.out)
@@ -46,7 +46,7 @@ def check_nuscenes_data(args: argparse.Namespace, draw: Draw | None = None) -> i
     sys.stdout.write(f"{found.tables.folder}\n{format_numbers(found.numbers)}")
     for finding in found.findings:
         sys.stdout.write(f"{finding}\n")
-    if draw is not None and not found.has_errors:
+    if draw is not None:
         picture = out / f"{version}_sheet.jpg"
         try:
             frames = some_frames(found)
@@ -55,7 +55,8 @@ def check_nuscenes_data(args: argparse.Namespace, draw: Draw | None = None) -> i
             if draw(frames, picture):
                 sys.stdout.write(f"pictures: {picture}\n")
         except Exception as error:  # the findings are what matters
-            sys.stdout.write(f"pictures cannot be drawn: {error!r}\n")
+            why = "before the errors are mended" if found.has_errors else repr(error)
+            sys.stdout.write(f"pictures cannot be drawn: {why}\n")
     verdict = "errors: mend them before training" if found.has_errors else "no errors"
     sys.stdout.write(f"{verdict} (everything in {path})\n")
     return int(found.has_errors)

@@ -15,7 +15,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
 
+from ..data.nuscenes.evaluation_tables import check_evaluation
 from ..data.nuscenes.names import CLASSES
+from ..data.nuscenes.tables import Tables
 from ..errors import UserError
 from .nuscenes_devkit import check_devkit, detection_metrics, has_truth, tokens_of_split
 from .nuscenes_results import FrameBoxes, accepted, records_of
@@ -70,6 +72,7 @@ class NuScenesEvaluator(DatasetEvaluator):
                 f"{dataset} is evaluated with the tables of nuScenes, and {self.root} has no "
                 f"folder {self.version}: put them there, or set DETECTRON2_DATASETS"
             )
+        check_evaluation(Tables(self.root, self.version))
 
     def reset(self) -> None:
         """Forgets all detections."""

@@ -179,7 +179,14 @@ BOXES3D = Task(
     compared=("nuscenes/NDS", "nuscenes/mAP"),
     annotation_fields=FIELDS,
     shown_losses=("loss_class", "loss_bbox"),
-    data=DataSource(images_of, class_names, fingerprint, label_rows, named_by="sample_token"),
+    data=DataSource(
+        images_of,
+        class_names,
+        fingerprint,
+        label_rows,
+        named_by="sample_token",
+        check_evaluation=NuScenesEvaluator,  # which refuses what it could not evaluate on
+    ),
     build_mapper=build_mapper,
     sees="keyframes",
     build_reader=build_reader,

@@ -85,6 +85,7 @@ class DataSource:
         fingerprint: ``(name)`` -> a text that changes when the set does.
         label_rows: ``(name)`` -> the set's label statistics, one row a class and the last of all.
         named_by: key of what `predict` finds a dataset dict by.
+        check_evaluation: ``(name)`` raises a UserError where the set could not be evaluated on.
     """
 
     images_of: Callable[..., ImageSet]
@@ -92,6 +93,7 @@ class DataSource:
     fingerprint: Callable[[str], str]
     label_rows: Callable[[str], list[dict]]
     named_by: str = "file_name"
+    check_evaluation: Callable[[str], object] = lambda name: None
 
     def sample_of(self, name: str) -> str:
         """Returns what `predict` can be tried on: the first image or keyframe of a set."""

@@ -7,9 +7,11 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from groupdetr_d2.checkpoint import GroupCheckpointer
 from groupdetr_d2.checkpoint import petr as converters
 from groupdetr_d2.checkpoint.converting import SOURCES, convert_file
-from tests.conftest import small_config
+from groupdetr_d2.config import build_config
+from tests.conftest import ROOT, small_config
 from tests.golden_rule import load_case
 from tests.golden_rule_3d import make_state_dict
 
@@ -84,6 +86,24 @@ def test_a_file_of_mmcv_is_converted_and_named_weights_are_warned_of(official, t
     shown = capsys.readouterr()
     assert "validation scenes" in shown.err and "0 official keys without a home" in shown.out
     assert converters.validation_warning("fcos3d_vovnet.pth") == ""
+
+
+def test_a_backbone_alone_is_converted_and_begins_a_training(official, tmp_path, capsys):
+    """From a file of the whole model, whose other tensors are named."""
+    _, state = official
+    file, out = tmp_path / "whole.pth", tmp_path / "backbone.pth"
+    torch.save({"state_dict": state}, file)
+    args = Namespace(source="vovnet", config_file="", input=str(file), output=str(out), opts=[])
+    convert_file(args)
+    said = capsys.readouterr().out
+    assert "no name for pts_bbox_head" in said and "groups" not in said
+    opts = [*("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(out), "MODEL.DETR.DEC_LAYERS", 1)]
+    model = build_model(build_config(str(ROOT / "configs/PETR/petr_V2_99_800x320_24ep.yaml"), opts))
+    GroupCheckpointer(model).load(str(out))
+    only = {key: value for key, value in state.items() if key.startswith("img_backbone.")}
+    expected, _ = converters.BACKBONE_CONVERTER.convert_state_dict(only)
+    found = model.state_dict()
+    assert len(expected) > 300 and all(torch.equal(found[k], x) for k, x in expected.items())
 
 
 def test_every_source_has_a_yaml():

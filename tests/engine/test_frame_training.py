@@ -76,7 +76,9 @@ def test_a_resumed_run_sees_the_same_frames(datasets, tmp_path):
     """Images, earlier frames, crops and turns of an uninterrupted run, to the last digit."""
     opts = ["SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 0, "SOLVER.IMS_PER_BATCH", 2]
     opts += ["SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", (), "MODEL.DETR.DROPOUT", 0.1]
-    opts += ["INPUT.GRID_MASK", 0.7]
+    opts += ["INPUT.GRID_MASK", 0.7, "INPUT.VIEWS.SIZE", [40, 72], "INPUT.VIEWS.SCALES", [0.9, 1.1]]
+    opts += ["INPUT.RANDOM_FLIP", "horizontal", "INPUT.VIEWS.ROTATION", 0.3]
+    opts += ["INPUT.VIEWS.SPACE_SCALES", [0.95, 1.05], "DATALOADER.NUM_WORKERS", 1]
     whole = Trainer(config(datasets, "petrv2", *opts, "OUTPUT_DIR", str(tmp_path / "whole")))
     whole.train()
     half = config(datasets, "petrv2", *opts, "OUTPUT_DIR", str(tmp_path / "half"))

@@ -10,6 +10,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 
+from groupdetr_d2.data.nuscenes.catalog import open_frames
 from groupdetr_d2.data.nuscenes.geometry import YAW
 from groupdetr_d2.data.nuscenes.names import CLASSES
 from groupdetr_d2.errors import UserError
@@ -27,6 +28,8 @@ from groupdetr_d2.evaluation.nuscenes_results import (
     records_of,
     results_beside,
 )
+from groupdetr_d2.layers.box3d_ops import encode_boxes
+from groupdetr_d2.modeling.postprocessing import box3d_instances
 
 pytest.importorskip("nuscenes", reason="nuscenes-devkit is an extra")
 
@@ -94,6 +97,25 @@ def test_the_truth_is_perfect(frames, tmp_path, capfd, package_log):
     assert set(written["results"]) == {frame["sample_token"] for frame in frames}
     assert written["meta"]["use_camera"] and not written["meta"]["use_lidar"]
     assert json.loads((tmp_path / SUMMARY).read_text())["nd_score"] == pytest.approx(1)
+
+
+def test_the_truth_is_perfect_through_code_and_decoding(frames, copy):
+    """From our own index to codes, queries, detections and the devkit."""
+    evaluator = NuScenesEvaluator(NAME)
+    reach = torch.tensor([[-61.2, -61.2, -10.0], [61.2, 61.2, 10.0]], dtype=torch.float64)
+    indexed = open_frames(copy, VERSION, SPLIT)
+    assert [frame["sample_token"] for frame in indexed] == [x["sample_token"] for x in frames]
+    for frame in indexed:
+        boxes = torch.tensor([a["box"] for a in frame["annotations"]], dtype=torch.float64)
+        labels = [a["category_id"] for a in frame["annotations"]]
+        logits = torch.full((1, len(boxes), len(CLASSES)), -20.0)
+        logits[0, range(len(boxes)), labels] = torch.linspace(3, 1, len(boxes))
+        codes = encode_boxes(boxes)[None]
+        (found,) = box3d_instances(logits, codes, [(18, 32)], len(boxes), reach)
+        evaluator.process([frame], [{"instances": found}])
+    metrics = evaluator.evaluate()["nuscenes"]
+    assert metrics["NDS"] == pytest.approx(100) and metrics["mAP"] == pytest.approx(100)
+    assert [metrics[name] for name in EXACT] == pytest.approx([0] * 5, abs=1e-6)
 
 
 def test_a_pitching_vehicle_and_a_split_of_ones_own(tmp_path):
@@ -318,10 +340,27 @@ def test_a_generated_set_is_made_when_it_is_needed(tmp_path):
 
 
 def test_tables_that_the_devkit_does_not_take(tmp_path):
+    """Before anything is predicted where it is known before; the devkit's own words otherwise."""
     write_copy(tmp_path)
     (tmp_path / "maps" / "map.png").unlink()
+    set_metadata(tmp_path)
+    with pytest.raises(UserError, match=r"map.png is missing, the picture of map map\. Unpack"):
+        NuScenesEvaluator(NAME)
     with pytest.raises(UserError, match="check-data --nuscenes"):
         tables_of(str(tmp_path), VERSION)
+
+
+def test_a_box_of_two_attributes_is_no_traceback(tmp_path):
+    """The devkit raises a bare Exception for it; check-data names the box."""
+    write_copy(tmp_path)
+    path = tmp_path / VERSION / "sample_annotation.json"
+    records = json.loads(path.read_text())
+    (moving, *_) = [x for x in records if x["attribute_tokens"] and "0103" in x["token"]]
+    moving["attribute_tokens"] *= 2
+    path.write_text(json.dumps(records))
+    frames = register(tmp_path)
+    with pytest.raises(UserError, match="attribute.*check-data --nuscenes"):
+        evaluated(frames)
 
 
 def test_overlap_is_a_half_at_two_metres():

@@ -17,8 +17,9 @@ from detectron2.structures import Boxes, Instances
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from groupdetr_d2 import Predictor
-from groupdetr_d2.analysis.compare import new_comparison
+from groupdetr_d2.analysis.compare import new_comparison, table_of_others
 from groupdetr_d2.commands import run as main
+from groupdetr_d2.config import build_config
 from groupdetr_d2.engine.report import next_commands
 from groupdetr_d2.engine.setup import settle_config
 from groupdetr_d2.evaluation import html_report
@@ -265,9 +266,39 @@ def test_runs_are_compared(finished_run, tmp_path, capsys):
     assert line.split() == ["MODEL.DETR.NUM_GROUPS", "2", "7"] and "OUTPUT_DIR" not in output
     assert (tmp_path / "cmp/compare.png").stat().st_size > 5000
     assert float(rows[0]["validation loss"]) > 0
+    assert {"AP75", "APs"} < set(rows[0]) and "\nAP75 " in output
     assert json.loads(records.splitlines()[-1])["bbox/AP"] >= 0
     with pytest.raises(SystemExit, match="no output folder of a training"):
         main(["compare", str(tmp_path)])
+
+
+def test_a_comparison_has_the_errors_and_classes_of_boxes_in_space(tmp_path, capsys):
+    for name, error in (("one", 0.8), ("five", 0.5)):
+        folder = tmp_path / name
+        folder.mkdir()
+        petr = build_config(str(ROOT / "configs/quick_start/petr_cubes.yaml"), [])
+        (folder / "config.yaml").write_text(petr.dump())
+        last = {"nuscenes/NDS": 30.0, "nuscenes/mAP": 20.0, "nuscenes/mATE": error}
+        first = {"iteration": 1, "total_loss": 3.0, **last, "nuscenes/mATE": 0.9}
+        records = [first, {"iteration": 3, "total_loss": 2.0, **last, "nuscenes/AP-car": 40.0}]
+        (folder / "metrics.json").write_text("".join(json.dumps(x) + "\n" for x in records))
+    folders = [str(tmp_path / name) for name in ("one", "five")]
+    assert main(["compare", *folders, "--out", str(tmp_path / "out")]) == 0
+    rows = list(csv.DictReader((tmp_path / "out/compare.csv").open()))
+    assert [(row["best NDS"], row["mATE"], row["AP-car"]) for row in rows] == [
+        ("30.0000", "0.8000", "40.0000"),
+        ("30.0000", "0.5000", "40.0000"),
+    ]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["last", "one", "five"] in lines and ["mATE", "0.80", "0.50"] in lines
+    assert ["AP-car", "40.00", "40.00"] in lines and "best mATE" not in rows[0]
+
+
+def test_the_classes_of_a_comparison_are_shown_if_they_are_few():
+    metrics = {f"AP-{i}": 1.0 for i in range(21)}
+    assert "AP-3" not in table_of_others({"run": {**metrics, "APs": 2.0}})
+    assert "AP-3" in table_of_others({"run": {"AP-3": 1.0, "APs": 2.0}})
+    assert table_of_others({"run": {}}) == ""
 
 
 @pytest.mark.parametrize("number", [1, 3, 14])

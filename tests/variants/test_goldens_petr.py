@@ -107,18 +107,24 @@ def test_features_positions_and_queries(case, evaluated):
     np.testing.assert_allclose(queries.pos[0], outputs["probe_query_pos"], atol=1e-4)
 
 
-def test_detections(case, evaluated):
+@pytest.mark.parametrize("name, key", [("post", ""), ("post_narrow", "narrow_post_center_range")])
+def test_detections(case, evaluated, monkeypatch, name, key):
+    """Within the range of the benchmark, and within a narrow one that leaves boxes out."""
     spec, outputs, model, _ = case
+    if key:
+        narrow = torch.tensor(spec["config"][key]).view(2, 3)
+        monkeypatch.setattr(model.head.predictor, "kept_range", narrow)
+        assert len(outputs["post_narrow_scores_0"]) < KEPT
     results = model.postprocess(evaluated[-1], make_batch(spec))
     for b, result in enumerate(results):
-        found = result["instances"]
-        assert len(found) == len(outputs[f"post_scores_{b}"])
-        np.testing.assert_allclose(found.scores, outputs[f"post_scores_{b}"], atol=1e-5)
-        boxes, expected = found.pred_boxes3d.numpy(), outputs[f"post_boxes_{b}"].copy()
+        found, scores = result["instances"], outputs[f"{name}_scores_{b}"]
+        assert len(found) == len(scores)
+        np.testing.assert_allclose(found.scores, scores, atol=1e-5)
+        boxes, expected = found.pred_boxes3d.numpy(), outputs[f"{name}_boxes_{b}"].copy()
         expected[:, 6] = -expected[:, 6] - math.pi / 2
-        labels, true = found.pred_classes.numpy(), outputs[f"post_labels_{b}"]
+        labels, true = found.pred_classes.numpy(), outputs[f"{name}_labels_{b}"]
         for i in range(len(found)):  # neighbours in the order may trade places
-            near = np.abs(outputs[f"post_scores_{b}"] - float(found.scores[i])) < 2e-5
+            near = np.abs(scores - float(found.scores[i])) < 2e-5
             difference = boxes[i] - expected[near & (true == labels[i])]
             difference[:, 6] = np.sin(difference[:, 6] / 2)
             assert np.abs(difference).max(1).min() < 5e-4

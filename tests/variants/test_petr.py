@@ -49,12 +49,15 @@ def test_depths_reach_from_the_first_to_the_range():
     np.testing.assert_allclose(depths[-2:], [57.52, 59.35], atol=5e-3)
 
 
-def test_views_are_a_set_but_for_the_embedding_of_their_places():
-    cfg, model = make_model()
+@pytest.mark.parametrize("config, frames", [(PETR, 1), (PETRV2, 2)])
+def test_views_are_a_set_but_for_the_embedding_of_their_places(config, frames):
+    """Those of each moment."""
+    cfg, model = make_model(config)
     batch = batch_for(cfg)
     last = model.head.neck.position.place.layers[-1]
     last.weight.data *= 100
-    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    order = torch.cat([torch.tensor([3, 1, 5, 0, 2, 4]) + 6 * i for i in range(frames)])
+    assert len(batch[0]["image"]) == len(order)
     other = [{**x, "image": x["image"][order], "lidar2img": x["lidar2img"][order]} for x in batch]
 
     def logits_of(inputs):

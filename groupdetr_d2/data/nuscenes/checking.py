@@ -14,6 +14,7 @@ import numpy as np
 
 from ..inspection import read_size
 from .building import LIDAR, velocities
+from .evaluation_tables import problems_of_evaluation
 from .inspection import READ, UNPACK, CopyInspection, FullAnnotation, LinkedFile, read_into
 from .names import CAMERAS, CLASS_OF_CATEGORY, CLASSES
 from .preparing import absent_files, splits_here
@@ -80,6 +81,12 @@ def check_nuscenes(
     _check_boxes(found)
     _check_categories(found)
     _check_splits(found)
+    found.add(
+        True,
+        "nuscenes-devkit would not evaluate",
+        problems_of_evaluation(found.tables),
+        f"{UNPACK}; that of the tables has maps/, too",
+    )
     _check_images(found)
     found.findings.sort(key=lambda finding: not finding.is_error)
     return found

@@ -188,7 +188,7 @@ class FrameMapper:
         d["lidar2img"] = torch.from_numpy(
             np.stack([matrix @ view["lidar2img"] @ back for view in views])
         )
-        d["image"] = self._read(views, transform)
+        d["image"] = self._read(views, transform, record["sample_token"])
         if self.is_train:
             d["instances"] = self._instances(record["annotations"], change, transform.size)
         return d
@@ -211,21 +211,22 @@ class FrameMapper:
         pairs = zip(before, current, strict=True)
         return before, float(np.mean([old["seconds"] - new["seconds"] for old, new in pairs]))
 
-    def _read(self, views: Sequence[dict], transform: ViewTransform) -> torch.Tensor:
+    def _read(self, views: Sequence[dict], transform: ViewTransform, sample: str) -> torch.Tensor:
         known: dict[str, torch.Tensor] = {}
         for view in views:
             name = view["file_name"]
             if name not in known:
-                known[name] = self._read_one(name, transform)
+                known[name] = self._read_one(name, transform, sample)
         return torch.stack([known[view["file_name"]] for view in views])
 
-    def _read_one(self, name: str, transform: ViewTransform) -> torch.Tensor:
+    def _read_one(self, name: str, transform: ViewTransform, sample: str) -> torch.Tensor:
         try:
             return channels_first(transform.apply(read_array(name, self.image_format)))
         except Exception as error:
             raise ImageReadError(
-                f"image {name} cannot be used ({type(error).__name__}: {error}). Mend or replace "
-                "the file; DATALOADER.ON_ERROR skip goes on without its keyframe in training"
+                f"image {name} of sample {sample} cannot be used "
+                f"({type(error).__name__}: {error}). Mend or replace the file; "
+                "DATALOADER.ON_ERROR skip goes on without its keyframe in training"
             ) from error
 
     def _instances(

@@ -26,7 +26,7 @@ class Summary:
 
     Attributes:
         boxes: the number of boxes by class; those of the ten classes that have a point.
-        absent_keys: images of keyframes that are not there.
+        absent_keys: images of keyframes that are not there, and their samples.
         absent_sweeps: images between keyframes, which PETRv2 alone reads, that are not there.
     """
 
@@ -138,8 +138,8 @@ def summary_of(split: str, frames: NuScenesFrames) -> Summary:
     """Counts what a split has, and looks for its images."""
     index = frames.arrays
     numbers = np.bincount(index.box_class, minlength=len(CLASSES)).tolist()
-    is_key = np.zeros(len(index.image_time), dtype=bool)
-    is_key[index.key_images.ravel()] = True
+    keyframe = np.full(len(index.image_time), -1)  # that an image belongs to, if it is of one
+    keyframe[index.key_images] = np.arange(len(frames))[:, None]
     absent = absent_files(frames.root, index.image_names)
     return Summary(
         split=split,
@@ -148,8 +148,12 @@ def summary_of(split: str, frames: NuScenesFrames) -> Summary:
         keyframes=len(frames),
         images=len(index.image_time),
         boxes=dict(zip(CLASSES, numbers, strict=True)),
-        absent_keys=[index.image_names[i] for i in absent if is_key[i]],
-        absent_sweeps=[index.image_names[i] for i in absent if not is_key[i]],
+        absent_keys=[
+            f"{index.image_names[i]} of sample {frames.tokens[keyframe[i]]}"
+            for i in absent
+            if keyframe[i] >= 0
+        ],
+        absent_sweeps=[index.image_names[i] for i in absent if keyframe[i] < 0],
     )
 
 

@@ -5,8 +5,7 @@ import re
 import pytest
 from PIL import Image
 
-from groupdetr_d2.data.nuscenes.checking import OTHER_CATEGORIES, check_nuscenes
-from groupdetr_d2.data.nuscenes.names import CLASS_OF_CATEGORY
+from groupdetr_d2.data.nuscenes.checking import check_nuscenes
 from tests.data.nuscenes.tiny_copy import ATTRIBUTES, SIZE, token, write_copy
 
 
@@ -81,6 +80,16 @@ PLANTED = {
         f"without a keyframe of LIDAR_TOP: {token('sample', 'scene-0061', 0)}",
     ),
     "no split": (lambda t: [x.update(name="a") for x in t["scene"]], "none of the 8 scenes"),
+    "no maps": (lambda t: t.update(map=None), "not evaluate: the table map is missing"),
+    "empty maps": (lambda t: t.update(map=[]), "not evaluate: .*map.json has no map"),
+    "no logs": (lambda t: t.update(log=None), "the table log is missing"),
+    "no visibility": (lambda t: t.update(visibility=None), "the table visibility is missing"),
+    "log without map": (lambda t: row(t, "map", log_tokens=[]), "log .* has no map in .*map.json"),
+    "map of the teaser": (lambda t: t["map"][0].pop("log_tokens"), "map.json, record 1 .*`log_tok"),
+    "picture of a map": (
+        lambda t: row(t, "map", filename="maps/gone.png"),
+        "gone.png is missing, the picture of map",
+    ),
     "size in the table": (lambda t: row(t, "sample_data", width=99), r"is 32 x 18, not 99 x 18"),
 }
 
@@ -143,7 +152,3 @@ def test_radars_are_passed_over(copy):
         tables["sample_data"].append({**file, "filename": "gone.pcd", "prev": "x"})
 
     assert check_nuscenes(copy(edit), "v1.0-mini").findings == []
-
-
-def test_categories_are_all_known():
-    assert len(CLASS_OF_CATEGORY) + len(OTHER_CATEGORIES) == 23  # as nuScenes has

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from pyquaternion import Quaternion
 
+from groupdetr_d2.data.loader import seed_everything
 from groupdetr_d2.data.nuscenes.catalog import open_frames
 from groupdetr_d2.data.nuscenes.geometry import inverse, motion, moved_points, projected
+from groupdetr_d2.data.nuscenes.mapper import FrameMapper, SpaceAugmentation, ViewAugmentation
 from groupdetr_d2.data.nuscenes.names import CAMERAS, CLASS_OF_CATEGORY, CLASSES
 from tests.data.nuscenes.tiny_copy import KEYFRAMES, SIZE, SWEEPS, token, write_copy
 
@@ -74,6 +76,41 @@ def test_projections_are_those_of_the_devkit(frames, devkit):
                 np.testing.assert_allclose(ours[ahead], theirs[ahead], atol=1e-6)
                 seen += ahead.sum()
     assert seen > 1000
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_augmented_projections_are_those_of_the_devkit(frames, devkit, seed):
+    """The devkit's pixels, resized, cropped and flipped, are where turned and scaled space is."""
+    images = ViewAugmentation((12, 24), (0.8, 1.2), flips=True)
+    mapper = FrameMapper(
+        images,
+        SpaceAugmentation(0.4, (0.9, 1.1)),
+        earlier=None,
+        image_format="BGR",
+        is_train=True,
+        box_range=(-60, -60, -10, 60, 60, 10),
+    )
+    frame, seen = frames[1], 0
+    seed_everything(0, seed)
+    found = mapper(frame)["lidar2img"].numpy()
+    seed_everything(0, seed)
+    transform, change = images.draw(SIZE[1], SIZE[0]), mapper.space.draw()
+    sample = devkit.get("sample", frame["sample_token"])
+    to_space = change @ inverse(lidar2global(devkit, sample))
+    for view, matrix in zip(frame["views"], found, strict=True):
+        _, boxes, intrinsic = devkit.get_sample_data(
+            sample["data"][view["camera"]], box_vis_level=utils.BoxVisibility.NONE
+        )
+        for box in boxes:
+            theirs = utils.view_points(box.corners(), intrinsic, normalize=True)[:2].T
+            theirs = theirs * transform.scale - [transform.left, transform.top]
+            if transform.flip:
+                theirs[:, 0] = transform.size[1] - theirs[:, 0]
+            corners = devkit.get_box(box.token).corners().T
+            ours, depth = projected(moved_points(corners, to_space), matrix)
+            np.testing.assert_allclose(ours[depth > 0.1], theirs[depth > 0.1], atol=1e-6)
+            seen += (depth > 0.1).sum()
+    assert seen > 300
 
 
 def test_boxes_are_those_of_the_devkit_in_the_lidar_frame(frames, devkit):

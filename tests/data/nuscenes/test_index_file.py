@@ -96,3 +96,19 @@ def test_another_process_notices_that_an_index_was_made_anew(built, tmp_path):
     assert opened(place, fingerprint).fingerprint == built.fingerprint
     with pytest.raises(NuScenesError, match="made anew while it was used"):
         opened(place, "another")
+
+
+def test_an_index_of_all_training_scenes_is_small(built):
+    """Bytes of an image, a keyframe and a box, times what nuScenes' training split has at most."""
+    numbers = {"image": 1_010_000, "key": 28_130, "box": 950_000}
+    rows = {"image": built.image_time, "key": built.key_time, "box": built.box_class}
+    total = 0.0
+    for name, array in arrays_of(built).items():
+        kind = name.partition("_")[0].removesuffix("es")
+        if kind in rows:
+            total += array.nbytes / len(rows[kind]) * numbers[kind]
+    drive = "n008-2018-08-01-15-16-36-0400"
+    longest = f"samples/CAM_FRONT_RIGHT/{drive}__CAM_FRONT_RIGHT__1533151603520482.jpg"
+    own = sum(map(len, built.image_names)) / len(built.image_time)
+    total += (len(longest) - own) * numbers["image"]
+    assert 150e6 < total < 300e6

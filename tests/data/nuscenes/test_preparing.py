@@ -9,7 +9,7 @@ from groupdetr_d2.commands import run as main
 from groupdetr_d2.data.nuscenes import preparing
 from groupdetr_d2.data.nuscenes.preparing import index_path, load_index, prepare
 from groupdetr_d2.data.nuscenes.tables import NuScenesError, Tables
-from tests.data.nuscenes.tiny_copy import SCENES
+from tests.data.nuscenes.tiny_copy import SCENES, token
 
 
 def test_the_command_says_what_was_found(copy, capsys):
@@ -22,7 +22,8 @@ def test_the_command_says_what_was_found(copy, capsys):
     printed = capsys.readouterr().out
     assert "mini_train: 1 scenes, 3 keyframes, 78 images" in printed
     assert "car 3, truck 3" in printed and "pedestrian 12" in printed
-    assert f"1 images of keyframes are absent, the first is samples/CAM_BACK/{gone.name}" in printed
+    first = f"samples/CAM_BACK/{gone.name} of sample {token('sample', 'scene-0061', 0)}\n"
+    assert f"1 images of keyframes are absent, the first is {first}" in printed
     assert "3 images between keyframes are absent" in printed
     assert str(index_path(root, "v1.0-mini", "mini_val")) in printed
 

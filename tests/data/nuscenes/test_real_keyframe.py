@@ -102,6 +102,8 @@ def root(keyframe, tmp_path_factory):
         }
         tables["sample_annotation"].append({**box, "prev": "", "next": ""})
     write_tables(folder, "v1.0-mini", tables)
+    (folder / "maps").mkdir()
+    Image.new("L", (8, 8)).save(folder / "maps" / "map.png")
     return folder
 
 
