@@ -93,6 +93,18 @@ def test_a_resumed_run_sees_the_same_frames(datasets, tmp_path):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_petrv2_sees_images_between_keyframes(datasets):
+    opts = ["DATASETS.CUBES.SWEEPS", 2, "INPUT.VIEWS.FRAME_SECONDS", 0.167]
+    cfg = config(datasets, "petrv2", *opts)
+    mapper = BOXES3D.build_mapper(cfg, is_train=True)
+    mapper.augments = False
+    item = mapper(frames_of("cubes_train")[1])
+    assert item["interval"] == pytest.approx(0.5 / 3, abs=0.01) and len(item["image"]) == 12
+    assert not torch.equal(item["image"][:6], item["image"][6:])
+    torch.manual_seed(0)
+    assert all(torch.isfinite(loss) for loss in build_model(cfg)([item]).values())
+
+
 @pytest.mark.slow
 def test_two_keyframes_are_learnt_by_heart(datasets):
     """Without groups: every object has a detection of its class within half a metre."""

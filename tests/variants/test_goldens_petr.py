@@ -112,7 +112,7 @@ def test_detections(case, evaluated, monkeypatch, name, key):
     """Within the range of the benchmark, and within a narrow one that leaves boxes out."""
     spec, outputs, model, _ = case
     if key:
-        narrow = torch.tensor(spec["config"][key]).view(2, 3)
+        narrow = torch.tensor(spec[key]).view(2, 3)
         monkeypatch.setattr(model.head.predictor, "kept_range", narrow)
         assert len(outputs["post_narrow_scores_0"]) < KEPT
     results = model.postprocess(evaluated[-1], make_batch(spec))

@@ -57,7 +57,7 @@ def check_evaluation(tables: Tables) -> None:
         )
 
 
-def _records(tables: Tables, kind: type, problems: list[str]) -> list | None:
+def _records(tables: Tables, kind: type[Record], problems: list[str]) -> list | None:
     path = tables.path(kind.TABLE)
     try:
         return list(tables.read(kind, lambda text: problems.append(f"{path}, {text}")))
