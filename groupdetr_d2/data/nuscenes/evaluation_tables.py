@@ -62,5 +62,5 @@ def _records(tables: Tables, kind: type[Record], problems: list[str]) -> list | 
     try:
         return list(tables.read(kind, lambda text: problems.append(f"{path}, {text}")))
     except NuScenesError as error:
-        problems.append(str(error))
+        problems.append(str(error).removesuffix(f". {UNPACK}"))
         return None
