@@ -18,11 +18,14 @@ SMALL = {
 
 @pytest.mark.parametrize("name, number", [("petr", 81_664_736), ("petrv2", 85_116_740)])
 def test_numbers_of_parameters(name, number):
-    """Those of the official models, their backbone's 69,523,520 among them."""
+    """Those of the official models, their backbone's 69,523,520 among them; and its maps."""
     config = str(ROOT / f"configs/PETR/{name}_V2_99_800x320_24ep.yaml")
     model = build_model(build_config(config, ["MODEL.DEVICE", "cpu"]))
     assert sum(p.numel() for p in model.backbone.parameters()) == 69_523_520
     assert sum(p.numel() for p in model.parameters()) == number
+    maps = model.backbone.to("meta")(torch.empty(6, 3, 320, 800, device="meta"))
+    shapes = {name: tuple(x.shape) for name, x in maps.items()}
+    assert shapes == {"stage4": (6, 768, 20, 50), "stage5": (6, 1024, 10, 25)}
 
 
 def test_sizes_are_rounded_up_between_stages():
