@@ -55,8 +55,8 @@ def check_nuscenes_data(args: argparse.Namespace, draw: Draw | None = None) -> i
             if draw(frames, picture):
                 sys.stdout.write(f"pictures: {picture}\n")
         except Exception as error:  # the findings are what matters
-            why = "before the errors are mended" if found.has_errors else repr(error)
-            sys.stdout.write(f"pictures cannot be drawn: {why}\n")
+            why = " before the errors are mended" if found.has_errors else f": {error!r}"
+            sys.stdout.write(f"pictures cannot be drawn{why}\n")
     verdict = "errors: mend them before training" if found.has_errors else "no errors"
     sys.stdout.write(f"{verdict} (everything in {path})\n")
     return int(found.has_errors)

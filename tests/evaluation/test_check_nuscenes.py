@@ -61,6 +61,18 @@ def test_pictures_are_drawn_of_good_copies(tmp_path, capsys):
     assert "pictures cannot be drawn: ZeroDivisionError" in capsys.readouterr().out
 
 
+def test_pictures_are_drawn_despite_errors_if_tables_allow_it(tmp_path, capsys):
+    """An absent photograph costs its keyframe alone; broken tables cost them all."""
+    root, out = tmp_path / "nuscenes", tmp_path / "out"
+    write_copy(root)
+    next((root / "samples" / "CAM_FRONT").iterdir()).unlink()
+    assert main(["check-data", "--nuscenes", str(root), "--out", str(out), "--fast"]) == 1
+    assert f"pictures: {out}/v1.0-mini_sheet.jpg" in capsys.readouterr().out
+    (root / "v1.0-mini" / "sample.json").write_text("[{")
+    assert main(["check-data", "--nuscenes", str(root), "--out", str(out), "--fast"]) == 1
+    assert "pictures cannot be drawn before the errors are mended" in capsys.readouterr().out
+
+
 def test_a_keyframe_whose_photograph_cannot_be_read_is_left_out_of_the_sheet(tmp_path):
     root, path = tmp_path / "nuscenes", tmp_path / "sheet.jpg"
     write_copy(root)
