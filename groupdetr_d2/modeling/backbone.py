@@ -131,7 +131,7 @@ def build_swin_backbone(cfg, input_shape: ShapeSpec) -> SwinTransformer:
 class ChannelsLastStem(BasicStem):
     """A ResNet's stem that keeps channels last in memory, and with it all that follows.
 
-    PyTorch pools such maps several times as fast on a CPU; values are the same but for rounding.
+    PyTorch pools such maps faster on a CPU; values are the same but for rounding.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
