@@ -14,7 +14,7 @@ import numpy as np
 
 from ..inspection import read_size
 from .building import LIDAR, velocities
-from .evaluation_tables import problems_of_evaluation
+from .evaluation_tables import UNPACK_MAPS, problems_of_evaluation
 from .inspection import READ, UNPACK, CopyInspection, FullAnnotation, LinkedFile, read_into
 from .names import CAMERAS, CLASS_OF_CATEGORY, CLASSES
 from .preparing import absent_files, splits_here
@@ -81,12 +81,7 @@ def check_nuscenes(
     _check_boxes(found)
     _check_categories(found)
     _check_splits(found)
-    found.add(
-        True,
-        "nuscenes-devkit would not evaluate",
-        problems_of_evaluation(found.tables),
-        f"{UNPACK}; that of the tables has maps/, too",
-    )
+    _check_evaluation(found)
     _check_images(found)
     found.findings.sort(key=lambda finding: not finding.is_error)
     return found
@@ -286,6 +281,12 @@ def _check_splits(found: CopyInspection) -> None:
     found.numbers["scenes by split"] = {name: len(scenes) for name, scenes in splits.items()}
     empty = [name for name, number in found.numbers["boxes by class"].items() if not number]
     found.add(False, "classes without objects, whose AP is 0 and lowers NDS", empty)
+
+
+def _check_evaluation(found: CopyInspection) -> None:
+    """Looks for what the devkit reads besides: logs, visibilities, maps and their pictures."""
+    problems = problems_of_evaluation(found.tables)
+    found.add(True, "nuscenes-devkit would not evaluate", problems, UNPACK_MAPS)
 
 
 def _check_images(found: CopyInspection) -> None:

@@ -4,6 +4,8 @@ from typing import ClassVar
 
 from .tables import UNPACK, NuScenesError, Record, Tables
 
+UNPACK_MAPS = f"{UNPACK}; it has the pictures of maps/, too"
+
 
 class Log(Record):
     """A drive from which scenes were taken."""
@@ -52,8 +54,8 @@ def check_evaluation(tables: Tables) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise NuScenesError(
-            f"nuscenes-devkit cannot evaluate with {tables.folder}: {problems[0]}{more}. {UNPACK}; "
-            "it has the pictures of maps/, too"
+            f"nuscenes-devkit cannot evaluate with {tables.folder}: {problems[0]}{more}. "
+            f"{UNPACK_MAPS}"
         )
 
 
